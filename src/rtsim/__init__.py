@@ -1,0 +1,1 @@
+"""rtsim predicts how long a Transformer takes to run on a GPU system, without profiling it."""
