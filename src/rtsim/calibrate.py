@@ -23,6 +23,9 @@ Array = NDArray[np.float64]
 # A coefficient counts as pinned down when the rows shrink its prior spread to half or less.
 PINNED_SHRINKAGE = 0.5
 
+# Step of the numerical derivative, in prior deviations.
+DERIVATIVE_STEP = 0.02
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -76,11 +79,21 @@ def fit_coefficients(
         robust = np.sign(r) * np.sqrt(2.0 * (np.sqrt(1.0 + r * r) - 1.0))
         return np.concatenate([robust, z])
 
+    def jacobian_of(z: Array) -> Array:
+        # Times are only piecewise smooth (tiles, waves), so derivatives are taken over a visible
+        # step, inwards where the outward one would leave the bounds.
+        at = residuals(z)
+        columns = []
+        for i in range(len(z)):
+            step = DERIVATIVE_STEP if z[i] + DERIVATIVE_STEP <= upper[i] else -DERIVATIVE_STEP
+            moved = z.copy()
+            moved[i] += step
+            columns.append((residuals(moved) - at) / step)
+        return np.stack(columns, axis=1)
+
     start = np.clip(np.zeros(len(prior)), lower + 1e-6, upper - 1e-6)
-    # Times are piecewise smooth (tiles, waves), so derivatives are taken over a visible step.
     solution = least_squares(
-        residuals, start, bounds=(lower, upper), diff_step=1e-2, x_scale=1.0,
-        max_nfev=max_evaluations,
+        residuals, start, jac=jacobian_of, bounds=(lower, upper), max_nfev=max_evaluations
     )
     jacobian = solution.jac
     covariance_z = np.linalg.inv(jacobian.T @ jacobian)
