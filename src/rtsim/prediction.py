@@ -1,0 +1,152 @@
+"""The result of a prediction: numbers in base SI units, and where they come from.
+
+Plain frozen data; `report.py` turns it into text or JSON. Times are idealized: no queueing, no
+contention (Narayanan et al., NeurIPS 2023, section 3).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Phase = Literal["prefill", "decode"]
+Bound = Literal["compute", "memory", "latency", "interconnect", "host"]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorTime:
+    """Time and work of one operator in one phase, summed over the whole request.
+
+    `flops` and `bytes` are those of one GPU's share, as `time_s` is the time on one GPU.
+    """
+
+    operator: str
+    phase: Phase
+    count: int  # executions in the whole request
+    time_s: float
+    bound: Bound  # what limits it for most of its time
+    flops: float
+    bytes: float  # HBM bytes, or bytes over the link for a collective
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Memory of the fullest GPU, and whether it suffices."""
+
+    weights_bytes: float
+    kv_cache_bytes: float  # at the end of the request, when it is largest
+    activation_bytes: float
+    reserved_bytes: float  # CUDA context, libraries, allocator slack
+    capacity_bytes: float
+    fits: bool
+    smallest_fitting_tp: int | None = None  # None: no tp that this GPU's node allows fits
+
+    @property
+    def used_bytes(self) -> float:
+        """Everything that has to be resident, in bytes."""
+        return (
+            self.weights_bytes + self.kv_cache_bytes + self.activation_bytes + self.reserved_bytes
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Idealized cost: idealized runtime x GPUs x price per GPU hour."""
+
+    usd_per_request: float
+    usd_per_million_output_tokens: float
+    usd_per_gpu_hour: float
+    source: str  # who asked this price, and when
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A closed range that holds the true value with the probability its name says."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Intervals:
+    """Ranges of the three times, in seconds; `tpot_s` is None when one token is generated."""
+
+    ttft_s: Interval
+    tpot_s: Interval | None
+    e2e_latency_s: Interval
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """The model that was timed."""
+
+    name: str
+    parameters: int
+    active_parameters: int  # of those, the ones one token passes through
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSummary:
+    """The GPU that the model was timed on, with the peaks that MFU and MBU are relative to."""
+
+    name: str
+    peak_flops_per_s: float  # dense, in the dtype of the computation
+    hbm_bytes_per_s: float
+    memory_bytes: float
+    power_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParallelismSummary:
+    """Degrees of tensor, pipeline, expert and data parallelism."""
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    dp: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadSummary:
+    """What was asked of the model. Lengths in tokens per sequence."""
+
+    batch_size: int
+    input_len: int
+    output_len: int
+    dtype: str
+    kv_cache_dtype: str
+    quantization: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """How long one request (a batch of equal sequences) takes, what it costs, and why.
+
+    `tpot_s` = (e2e_latency_s - ttft_s) / (output_len - 1), None when one token is generated.
+    `mfu` and `mbu` are fractions of the peak FLOP rate and HBM bandwidth of all GPUs, averaged
+    over the request.
+    """
+
+    model: ModelSummary
+    gpu: GpuSummary
+    stack: str
+    profile: str
+    num_gpus: int
+    parallelism: ParallelismSummary
+    workload: WorkloadSummary
+    ttft_s: float
+    tpot_s: float | None
+    e2e_latency_s: float
+    output_throughput: float  # generated tokens per second, of the whole batch
+    prefill_flops: float  # of the whole batch, over all GPUs
+    decode_flops: float
+    mfu: float
+    mbu: float
+    memory: MemoryUse
+    cost: Cost | None  # None: no price is known for this GPU
+    energy_j: float | None  # of all GPUs; None: no power is known for this GPU
+    interval_90: Intervals
+    breakdown: tuple[OperatorTime, ...]
+    sources: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()  # choices that the user left open, as "name = value (why)"
