@@ -1,0 +1,242 @@
+"""Collective operations: smallest of candidate algorithms, each latency against wire time.
+
+Sizes are counted as nccl-tests does: the buffer of each GPU for an all-reduce, the gathered
+output of an all-gather, the whole input of a reduce-scatter or an all-to-all, the message of a
+send. With n ranks and a message of B bytes each GPU must move over its link at least
+
+    all-reduce                          2 (n-1)/n B   (B where the switch adds and multicasts)
+    all-gather, reduce-scatter, all-to-all (n-1)/n B
+    send and receive                              B
+
+Candidates on one node, each taken at most up to the size to which the software uses it (taking
+a candidate away as messages grow keeps the time monotone):
+
+    one-shot    every GPU reads every other's whole buffer: one barrier, (n-1) B
+    two-shot    direct reduce-scatter and all-gather: two barriers, 2 (n-1)/n B
+    ring, low-latency protocol     s hops (s = 2(n-1) for an all-reduce, n-1 for the halves),
+                                   flags travel with the data: cheap hops, part of the rate
+    ring, bulk protocol            the same hops, dearer, at nearly the full rate; every GPU
+                                   also copies its own chunk once
+    in-switch                      (n+1)/(n-1) B at the switch's own efficiency
+
+and T = (latency^p + wire^p)^(1/p): the crossover of latency and bandwidth is soft because
+short messages do not fill the pipeline of chunks (p below 1).
+
+Links. Ranks joined by NVLink or an equal see its rate; a mesh splits that rate over the peers.
+Larger groups leave the link domain and cross PCIe: a ring of n ranks in domains of d crosses it
+n/d times, and where crossings share one host path the rate falls with (crossings/2)^sharing.
+Across nodes the ring's slow edge is the network, whose rate per GPU adds up over the GPUs of a
+node that take part.
+
+Ignored: contention with other traffic, rail layout, stragglers, copy engines.
+Sources: NCCL documentation (algorithms, protocols, bus bandwidth), measured fits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from . import tables
+from ._jit import jit
+
+ALL_REDUCE = 0
+ALL_GATHER = 1
+REDUCE_SCATTER = 2
+ALL_TO_ALL = 3
+SEND_RECV = 4
+OPERATION_NAMES = ("all_reduce", "all_gather", "reduce_scatter", "alltoall", "send_recv")
+
+_C = tables.Coefficient
+
+# Facts of the machine and of the software, not fitted.
+COLLECTIVE_FACTS = (
+    ("link_bytes_per_s", np.float64),  # all GPU-to-GPU links of one GPU, one way; 0 = PCIe only
+    ("link_domain", np.float64),  # GPUs joined by that link within a node (1 = PCIe only)
+    ("mesh_peers", np.float64),  # peers over which a mesh splits the link; 0 = switched
+    ("pcie_bytes_per_s", np.float64),  # one way per GPU
+    ("network_bytes_per_s", np.float64),  # one way per GPU, between nodes
+    ("multicast", np.float64),  # 1 = the switch can add and multicast
+    ("direct_limit_bytes", np.float64),  # largest message taken by one-shot and two-shot kernels
+    ("staged", np.float64),  # 1 = the call copies the buffer once more (eager wrappers)
+)
+
+COLLECTIVE_COEFFICIENTS = (
+    _C("direct_floor_s", 3.5e-6, 0.4, 0.5e-6, 2e-5, "s", "direct kernel: start and one barrier"),
+    _C("direct_peer_s", 0.15e-6, 0.6, 0.01e-6, 3e-6, "s", "direct kernel: per peer and barrier"),
+    _C("direct_frac", 0.7, 0.2, 0.05, 1.0, "of link rate", "rate of direct peer access"),
+    _C("ring_floor_s", 5.0e-6, 0.4, 0.5e-6, 3e-5, "s", "library kernel: start and end"),
+    _C("ring_hop_s", 0.9e-6, 0.5, 0.1e-6, 1e-5, "s", "per hop, low-latency protocol"),
+    _C("bulk_hop_s", 3.0e-6, 0.6, 0.1e-6, 4e-5, "s", "per hop, bulk protocol, on top"),
+    _C("ll_frac", 0.4, 0.4, 0.02, 1.0, "of link rate", "rate of the low-latency protocol"),
+    _C("bulk_frac", 0.8, 0.1, 0.3, 1.0, "of link rate", "rate of the bulk protocol"),
+    _C("copy_frac", 1.5, 0.5, 0.2, 20.0, "of link rate", "rate at which the own chunk is copied"),
+    _C(
+        "ll_limit_s",
+        12e-6,
+        0.7,
+        1e-7,
+        1e-3,
+        "s",
+        "wire time at the full rate up to which the low-latency protocol is used",
+    ),
+    _C("switch_frac", 0.7, 0.2, 0.1, 1.0, "of link rate", "rate of in-switch reduction"),
+    _C("pcie_frac", 0.75, 0.15, 0.05, 1.0, "of PCIe rate", "rate between GPUs over PCIe"),
+    _C("sharing", 0.5, 1.0, 0.01, 2.5, "1", "how far PCIe crossings share one host path"),
+    _C("network_frac", 0.75, 0.3, 0.02, 1.0, "of network rate", "rate between nodes"),
+    _C("network_hop_s", 12e-6, 0.6, 1e-6, 2e-4, "s", "per hop between nodes"),
+    _C("crossover", 0.8, 0.15, 0.4, 2.0, "1", "exponent p of latency against wire time"),
+    _C("issue_s", 1e-7, 0.5, 1e-8, 2e-4, "s", "host time to issue the call when launched eagerly"),
+)
+
+COLLECTIVE = np.dtype([*COLLECTIVE_FACTS, *((c.name, np.float64) for c in COLLECTIVE_COEFFICIENTS)])
+
+
+@jit
+def wire_bytes(op: int, message_bytes: float, ranks: float) -> float:
+    """Bytes that each GPU must send: the bus-bandwidth convention of nccl-tests."""
+    if op == ALL_REDUCE:
+        return 2.0 * (ranks - 1.0) / ranks * message_bytes
+    if op == SEND_RECV:
+        return message_bytes
+    return (ranks - 1.0) / ranks * message_bytes
+
+
+@jit
+def _meet(latency_s: float, wire_s: float, exponent: float) -> float:
+    """p-norm of latency and wire time."""
+    if wire_s <= 0.0:
+        return latency_s
+    large = max(latency_s, wire_s)
+    small = min(latency_s, wire_s)
+    return large * (1.0 + (small / large) ** exponent) ** (1.0 / exponent)
+
+
+@jit
+def _node_rate(ranks: float, collective: Any) -> float:
+    """Full one-way rate per GPU between `ranks` GPUs of one node, bytes/s, efficiency not in.
+
+    Over PCIe the achieved fraction and the sharing of host paths are in.
+    """
+    if collective.link_bytes_per_s > 0.0 and ranks <= collective.link_domain:
+        if collective.mesh_peers > 0.0:
+            return collective.link_bytes_per_s * min(1.0, (ranks - 1.0) / collective.mesh_peers)
+        return collective.link_bytes_per_s
+    crossings = max(2.0, ranks / max(1.0, collective.link_domain))
+    return (
+        collective.pcie_bytes_per_s * collective.pcie_frac / (crossings / 2.0) ** collective.sharing
+    )
+
+
+@jit
+def _hops(op: int, ranks: float) -> float:
+    if op == ALL_REDUCE:
+        return 2.0 * (ranks - 1.0)
+    if op in (ALL_GATHER, REDUCE_SCATTER):
+        return ranks - 1.0
+    return 1.0
+
+
+@jit
+def _ring_s(
+    op: int,
+    message_bytes: float,
+    ranks: float,
+    rate: float,
+    extra_s: float,
+    bulk_extra_s: float,
+    collective: Any,
+) -> tuple[float, float]:
+    """Library path (rings; pairs for all-to-all and sends): (seconds, latency part)."""
+    c = collective
+    hops = _hops(op, ranks)
+    wire_s = wire_bytes(op, message_bytes, ranks) / rate
+    latency_s = c.ring_floor_s + hops * c.ring_hop_s + extra_s
+    bulk_latency_s = latency_s + hops * c.bulk_hop_s + bulk_extra_s
+    copied_s = 0.0
+    if op != SEND_RECV:
+        copied_s = message_bytes / ranks / (rate * c.copy_frac)
+    best_s = _meet(bulk_latency_s, wire_s / c.bulk_frac + copied_s, c.crossover)
+    best_latency_s = bulk_latency_s
+    if wire_s <= c.ll_limit_s:
+        low_s = _meet(latency_s, wire_s / c.ll_frac, c.crossover)
+        if low_s < best_s:
+            best_s = low_s
+            best_latency_s = latency_s
+    return best_s, best_latency_s
+
+
+@jit
+def collective_s(
+    op: int,
+    message_bytes: float,
+    ranks: float,
+    ranks_per_node: float,
+    collective: Any,
+    device: Any,
+) -> tuple[float, int]:
+    """Seconds of one collective over `ranks` GPUs, `ranks_per_node` of them on a node; bound code.
+
+    `collective`: a COLLECTIVE row. `device`: a DEVICE row (memory rate, for staging copies).
+    One rank costs nothing.
+    """
+    c = collective
+    if ranks <= 1.0:
+        return 0.0, tables.BOUND_LATENCY
+    local = min(ranks, max(1.0, ranks_per_node))
+    if local < ranks:
+        nodes = ranks / local
+        network = c.network_bytes_per_s * c.network_frac * local
+        rate = network
+        if local > 1.0:
+            rate = min(network, _node_rate(local, c))
+        crossing_hops = 1.0 if op in (ALL_TO_ALL, SEND_RECV) else nodes
+        extra_s = crossing_hops * c.network_hop_s
+        seconds, latency_s = _ring_s(op, message_bytes, ranks, rate, extra_s, extra_s, c)
+    else:
+        rate = _node_rate(ranks, c)
+        seconds, latency_s = _ring_s(op, message_bytes, ranks, rate, 0.0, 0.0, c)
+        if op == ALL_REDUCE:
+            if c.multicast > 0.0 and ranks > 2.0 and ranks <= c.link_domain:
+                switch_latency_s = c.ring_floor_s + 2.0 * (c.ring_hop_s + c.bulk_hop_s)
+                switch_wire_s = (ranks + 1.0) / (ranks - 1.0) * message_bytes
+                switch_s = _meet(
+                    switch_latency_s, switch_wire_s / (rate * c.switch_frac), c.crossover
+                )
+                if switch_s < seconds:
+                    seconds = switch_s
+                    latency_s = switch_latency_s
+            if message_bytes <= c.direct_limit_bytes:
+                barrier_s = ranks * c.direct_peer_s
+                direct = rate * c.direct_frac
+                one_latency_s = c.direct_floor_s + barrier_s
+                one_s = one_latency_s + (ranks - 1.0) * message_bytes / direct
+                two_latency_s = 2.0 * one_latency_s
+                two_s = two_latency_s + wire_bytes(op, message_bytes, ranks) / direct
+                if one_s < seconds:
+                    seconds = one_s
+                    latency_s = one_latency_s
+                if two_s < seconds:
+                    seconds = two_s
+                    latency_s = two_latency_s
+    if c.staged > 0.0:
+        seconds += 2.0 * message_bytes / device.hbm_bytes_per_s
+    if c.issue_s > seconds:
+        return c.issue_s, tables.BOUND_LATENCY
+    if seconds > 2.0 * latency_s:
+        return seconds, tables.BOUND_LINK
+    return seconds, tables.BOUND_LATENCY
+
+
+@jit
+def collective_many(
+    op: Any, message_bytes: Any, ranks: Any, ranks_per_node: Any, collective: Any, device: Any
+) -> Any:
+    """`collective_s` over arrays of equal length, one COLLECTIVE and one DEVICE row; seconds."""
+    out = np.empty(len(message_bytes))
+    for i in range(len(out)):
+        out[i] = collective_s(
+            op[i], message_bytes[i], ranks[i], ranks_per_node[i], collective, device
+        )[0]
+    return out

@@ -1,0 +1,1 @@
+"""Fit recipes: measurement tables into kernel inputs and fitted coefficients."""
