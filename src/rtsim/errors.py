@@ -1,0 +1,253 @@
+"""The one exception tree of rtsim, and how its messages are worded.
+
+Every error a user can cause is one line that names the field, the value, what is allowed and,
+for names, the nearest ones. `exit_status` is the exit status of the command line: 2 for bad
+input, 1 for anything else. Nothing here imports pydantic; `spec_error` reads its errors only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+_LONGEST_VALUE_SHOWN = 60  # characters: a longer value would push the message off the line
+
+
+class RtsimError(Exception):
+    """Anything rtsim refuses or cannot do. The message is one line."""
+
+    exit_status = 1
+
+
+class SpecError(RtsimError):
+    """A field of a specification has a value that is not allowed.
+
+    Attributes: `field` (dotted path), `value` as given, `allowed` what would be right,
+    `where` the file or object the field belongs to (None where there is none).
+    """
+
+    exit_status = 2
+
+    def __init__(
+        self,
+        field: str,
+        value: object,
+        allowed: str,
+        *,
+        nearest: Sequence[str] = (),
+        where: str | None = None,
+    ) -> None:
+        self.field, self.value, self.allowed, self.where = field, value, allowed, where
+        self.nearest = tuple(nearest)
+        text = f"{field}{_shown(value)}: {allowed}"
+        if where:
+            text = f"{where}: {text}"
+        super().__init__(_one_line(text + _did_you_mean(self.nearest)))
+
+
+class UnknownName(RtsimError):  # noqa: N818 (the tree's own naming)
+    """A model, GPU, stack, ... that the catalogue does not hold; offers the nearest names."""
+
+    exit_status = 2
+
+    def __init__(self, kind: str, name: str, candidates: Iterable[str]) -> None:
+        self.kind, self.name = kind, name
+        known = list(dict.fromkeys(candidates))
+        self.nearest = tuple(nearest_names(name, known))
+        text = f"unknown {kind} {_quoted(name)}"
+        if self.nearest:
+            text += _did_you_mean(self.nearest)
+        elif known:
+            text += f"; {len(known)} are known, such as {', '.join(known[:3])}"
+        super().__init__(_one_line(text))
+
+
+class DoesNotFit(RtsimError):  # noqa: N818 (the tree's own naming)
+    """A request that needs more memory than there is, where an answer is impossible without it."""
+
+
+class DataError(RtsimError):
+    """A file that cannot be read or whose contents are malformed.
+
+    `line` and `column` count from 1 and are None where they are not known.
+    """
+
+    exit_status = 2
+
+    def __init__(
+        self,
+        file: str | Path,
+        problem: str,
+        *,
+        line: int | None = None,
+        column: int | str | None = None,
+    ) -> None:
+        self.file, self.problem, self.line, self.column = str(file), problem, line, column
+        where = str(file)
+        if line is not None:
+            where += f", line {line}"
+        if column is not None:
+            where += f", column {column}"
+        super().__init__(_one_line(f"{where}: {problem}"))
+
+
+class OutputError(RtsimError):
+    """An output file that cannot be written. Nothing was left half-written."""
+
+    exit_status = 2
+
+    def __init__(self, file: str | Path, problem: str) -> None:
+        self.file, self.problem = str(file), problem
+        super().__init__(_one_line(f"cannot write {file}: {problem}"))
+
+
+class NotSupported(RtsimError):  # noqa: N818 (the tree's own naming)
+    """Something that is valid but that rtsim does not model, and what to do instead."""
+
+    exit_status = 2
+
+
+def nearest_names(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
+    """The `count` candidates most like `name`, best first; [] where none is close.
+
+    Case, '-', '_' and spaces do not count as differences; a candidate that contains the
+    name, or is contained in it, counts as close.
+
+    >>> nearest_names("gpt3_175", ["gpt3-175b", "opt-175b", "llama-2-7b"])
+    ['gpt3-175b', 'opt-175b']
+    """
+    import difflib  # here: only failing runs need it
+
+    wanted = fold(name)
+    if not wanted:
+        return []
+    scored: list[tuple[float, str]] = []
+    for candidate in candidates:
+        folded = fold(candidate)
+        score = difflib.SequenceMatcher(None, wanted, folded).ratio()
+        if folded and (wanted in folded or folded in wanted):
+            score += 0.5  # one inside the other: ahead of a chance likeness of the same ratio
+        if score >= 0.6:  # difflib's own default for "close"
+            scored.append((score, candidate))
+    scored.sort(key=lambda pair: (-pair[0], pair[1]))
+    return [candidate for _, candidate in scored[:count]]
+
+
+def fold(name: str) -> str:
+    """The form in which names are compared: lower case, without '-', '_' and spaces.
+
+    >>> fold("A100_SXM4 80GB")
+    'a100sxm480gb'
+    """
+    return name.casefold().replace("-", "").replace("_", "").replace(" ", "")
+
+
+def spec_error(
+    error: ValidationError, model: type[BaseModel], where: str | None = None
+) -> SpecError:
+    """One SpecError for a pydantic ValidationError: the first problem, and how many more.
+
+    `model` is the class that was validated; it serves to offer the nearest field name for an
+    unknown one.
+    """
+    problems = error.errors(include_url=False)
+    # An unknown field explains the "missing" one that it stands for, so it goes first.
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    path = list(first["loc"])
+    value: object = first["input"]
+    nearest: list[str] = []
+    if first["type"] == "extra_forbidden":
+        fields = _fields_at(model, path[:-1])
+        allowed = "no such field"
+        nearest = nearest_names(str(path[-1]), fields)
+        if not nearest and fields:
+            allowed += f"; there are {', '.join(fields)}"
+    elif first["type"] == "missing":
+        allowed, value = "missing, but required", _NOTHING
+    else:
+        allowed = _plain_words(first["msg"])
+    if isinstance(value, Mapping | list | tuple) or hasattr(value, "model_fields"):
+        value = _NOTHING  # a whole table as the value says nothing; the path and message do
+    if len(problems) > 1:
+        allowed += f" (and {len(problems) - 1} more)" if not nearest else ""
+    return SpecError(
+        path_text(path) or model.__name__, value, allowed, nearest=nearest, where=where
+    )
+
+
+def path_text(path: Sequence[int | str]) -> str:
+    """A field path as written in messages.
+
+    >>> path_text(["layers", 0, "attention", "n_heads"])
+    'layers[0].attention.n_heads'
+    """
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+        else:
+            text += f".{step}" if text else step
+    return text
+
+
+class _Nothing:
+    """Marks that a message has no value to show."""
+
+
+_NOTHING = _Nothing()
+
+
+def _shown(value: object) -> str:
+    return "" if isinstance(value, _Nothing) else f" = {_quoted(value)}"
+
+
+def _quoted(value: object) -> str:
+    text = repr(value)
+    if len(text) > _LONGEST_VALUE_SHOWN:
+        text = text[: _LONGEST_VALUE_SHOWN - 3] + "..."
+    return text
+
+
+def _did_you_mean(nearest: Sequence[str]) -> str:
+    return f"; nearest: {', '.join(nearest)}" if nearest else ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _plain_words(message: str) -> str:
+    """Pydantic's wording in the style of the other messages."""
+    for prefix in ("Value error, ", "Assertion failed, "):
+        message = message.removeprefix(prefix)
+    message = message.replace("Input should be", "must be")
+    return message[:1].lower() + message[1:] if message.startswith("Input") else message
+
+
+def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
+    """Names of the fields of the (nested) model that `path` leads to; [] where it is unclear."""
+    current: Any = model
+    for step in path:
+        if isinstance(step, int):
+            continue
+        fields = getattr(current, "model_fields", {})
+        if step not in fields:
+            return []
+        current = model_in(fields[step].annotation)
+    return list(getattr(current, "model_fields", {}))
+
+
+def model_in(annotation: Any) -> Any:
+    """The first pydantic model inside an annotation such as tuple[LayerGroup, ...] or X | None."""
+    if hasattr(annotation, "model_fields"):
+        return annotation
+    for argument in get_args(annotation):
+        found = model_in(argument)
+        if found is not None:
+            return found
+    return None

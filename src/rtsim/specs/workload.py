@@ -1,0 +1,71 @@
+"""What is asked of the model: batch, prompt and output lengths, number formats."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from rtsim.errors import SpecError
+from rtsim.specs.base import WHOLE, Spec
+from rtsim.specs.dtype import DType, KvDType, Quantization, WeightFormat, weight_format
+from rtsim.specs.model import ModelSpec
+
+# Beyond any served context or batch; catches slipped digits.
+_Tokens = Annotated[int, WHOLE, Field(ge=1, le=100_000_000)]
+_Sequences = Annotated[int, WHOLE, Field(ge=1, le=1_000_000)]
+
+
+class WorkloadSpec(Spec):
+    """One generation: `batch_size` prompts of `input_len` tokens, `output_len` new ones each.
+
+    The first output token comes from the prefill. `dtype` None is the model's own;
+    `kv_cache_dtype` None is `dtype`. `quantization` names a weight format (specs/dtype.py).
+    """
+
+    batch_size: _Sequences = 1
+    input_len: _Tokens = 512
+    output_len: _Tokens = 64
+    dtype: DType | None = None
+    kv_cache_dtype: KvDType | None = None
+    quantization: Quantization = "none"
+
+    def dtype_for(self, model: ModelSpec) -> str:
+        """The dtype computed in."""
+        return self.dtype or model.dtype
+
+    def kv_dtype_for(self, model: ModelSpec) -> str:
+        """The dtype of the KV cache: 16 bits where the weights are narrower."""
+        if self.kv_cache_dtype is not None:
+            return self.kv_cache_dtype
+        dtype = self.dtype_for(model)
+        return dtype if dtype in ("fp32", "fp16", "bf16") else model.dtype
+
+    def weight_format_for(self, model: ModelSpec) -> WeightFormat:
+        """How the linear layers' weights are stored and multiplied."""
+        return weight_format(self.quantization, self.dtype_for(model))
+
+    @property
+    def last_context(self) -> int:
+        """Tokens in the cache when the last output token is made, itself not yet stored."""
+        return self.input_len + self.output_len - 1
+
+    def check_model(self, model: ModelSpec) -> list[str]:
+        """Notes; SpecError where learned positions make the length impossible."""
+        if self.last_context <= model.max_positions:
+            return []
+        if model.position == "learned":
+            if self.input_len > model.max_positions:
+                field, value = "input_len", self.input_len
+            else:
+                field, value = "output_len", self.output_len
+            raise SpecError(
+                field,
+                value,
+                f"{model.name} has {model.max_positions} learned positions, "
+                f"and input_len + output_len - 1 is {self.last_context}",
+            )
+        return [
+            f"{self.last_context} tokens are more than the {model.max_positions} positions "
+            f"{model.name} was made for"
+        ]
