@@ -237,17 +237,20 @@ def attention_prefill_s(
     n_heads: float,
     n_kv_heads: float,
     head_dim: float,
-    v_head_dim: float,
     window: float,
     causal: float,
     attention: Any,
     device: Any,
+    v_head_dim: float = 0.0,
 ) -> tuple[float, int]:
     """Seconds and bound code of fused prefill attention on one GPU's share of the heads.
 
     new_tokens: queries per sequence; context: keys per sequence, the new ones counted; window:
-    0 or the number of last keys that a query sees; causal: 0 for encoders.
+    0 or the number of last keys that a query sees; causal: 0 for encoders; v_head_dim: size of
+    a value head, 0 for the same as head_dim.
     """
+    if v_head_dim == 0.0:
+        v_head_dim = head_dim
     group = n_heads / n_kv_heads
     # Rows of one head per tile row: with packing, a tile holds the same token of several heads.
     packed = n_sequences * n_kv_heads * math.ceil(new_tokens * group / TILE_ROWS)
@@ -346,12 +349,46 @@ def attention_prefill_many(
             n_heads[i],
             n_kv_heads[i],
             head_dim[i],
-            v_head_dim[i],
             window[i],
             causal[i],
             attention[i],
             device[i],
+            v_head_dim[i],
         )[0]
+
+
+@jit
+def attention_prefill_work(
+    n_sequences: float,
+    new_tokens: float,
+    context: float,
+    n_heads: float,
+    n_kv_heads: float,
+    head_dim: float,
+    window: float,
+    causal: float,
+    attention: Any,
+    v_head_dim: float = 0.0,
+) -> tuple[float, float]:
+    """(FLOPs over visible pairs, compulsory bytes) of one prefill attention."""
+    if v_head_dim == 0.0:
+        v_head_dim = head_dim
+    flops = prefill_flops(
+        n_sequences, new_tokens, context, n_heads, head_dim, v_head_dim, window, causal
+    )
+    moved = prefill_bytes(
+        n_sequences,
+        new_tokens,
+        context,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        v_head_dim,
+        window,
+        causal,
+        attention,
+    )
+    return flops, moved
 
 
 @jit
@@ -399,17 +436,20 @@ def attention_decode_s(
     n_heads: float,
     n_kv_heads: float,
     head_dim: float,
-    v_head_dim: float,
     window: float,
-    warm_frac: float,
     attention: Any,
     device: Any,
+    v_head_dim: float = 0.0,
+    warm_frac: float = 0.0,
 ) -> tuple[float, int]:
     """Seconds and bound code of fused decode attention, one new token per sequence.
 
     context: keys per sequence, the new one counted; warm_frac: 1 where the same cache was read
-    just before (micro-benchmarks that reuse one buffer), 0 where other layers evict it.
+    just before (micro-benchmarks that reuse one buffer), 0 where other layers evict it;
+    v_head_dim: size of a value head, 0 for the same as head_dim.
     """
+    if v_head_dim == 0.0:
+        v_head_dim = head_dim
     keys = decode_keys(context, window)
     group = n_heads / n_kv_heads
     width = head_dim + v_head_dim
@@ -481,9 +521,30 @@ def attention_decode_many(
             n_heads[i],
             n_kv_heads[i],
             head_dim[i],
-            v_head_dim[i],
             window[i],
-            warm_frac[i],
             attention[i],
             device[i],
+            v_head_dim[i],
+            warm_frac[i],
         )[0]
+
+
+@jit
+def attention_decode_work(
+    n_sequences: float,
+    context: float,
+    n_heads: float,
+    n_kv_heads: float,
+    head_dim: float,
+    window: float,
+    attention: Any,
+    v_head_dim: float = 0.0,
+) -> tuple[float, float]:
+    """(FLOPs, compulsory bytes) of one decode attention."""
+    if v_head_dim == 0.0:
+        v_head_dim = head_dim
+    flops = decode_flops(n_sequences, context, n_heads, head_dim, v_head_dim, window)
+    moved = decode_bytes(
+        n_sequences, context, n_heads, n_kv_heads, head_dim, v_head_dim, window, attention
+    )
+    return flops, moved
