@@ -64,30 +64,34 @@ COLLECTIVE_FACTS = (
 
 COLLECTIVE_COEFFICIENTS = (
     _C("direct_floor_s", 3.5e-6, 0.4, 0.5e-6, 2e-5, "s", "direct kernel: start and one barrier"),
-    _C("direct_peer_s", 0.15e-6, 0.6, 0.01e-6, 3e-6, "s", "direct kernel: per peer and barrier"),
+    _C("direct_peer_s", 0.15e-6, 0.6, 0.01e-6, 3e-6, "s", "per peer of a barrier or of a send"),
     _C("direct_frac", 0.7, 0.2, 0.05, 1.0, "of link rate", "rate of direct peer access"),
-    _C("ring_floor_s", 5.0e-6, 0.4, 0.5e-6, 3e-5, "s", "library kernel: start and end"),
-    _C("ring_hop_s", 0.9e-6, 0.5, 0.1e-6, 1e-5, "s", "per hop, low-latency protocol"),
-    _C("bulk_hop_s", 3.0e-6, 0.6, 0.1e-6, 4e-5, "s", "per hop, bulk protocol, on top"),
-    _C("ll_frac", 0.4, 0.4, 0.02, 1.0, "of link rate", "rate of the low-latency protocol"),
+    _C("ring_floor_s", 6.0e-6, 0.4, 0.5e-6, 3e-5, "s", "library kernel: start and end"),
+    _C("ring_hop_s", 0.9e-6, 0.5, 0.1e-6, 1e-5, "s", "per hop, flag-based protocols"),
+    _C("fill_frac", 0.25, 0.4, 0.01, 2.0, "1", "latency added by spreading over all channels"),
+    _C("block_bytes_per_clock", 3.3, 0.2, 0.3, 30.0, "B/clock", "one channel, flag with each word"),
+    _C("bulk_hop_s", 6.0e-6, 0.4, 0.1e-6, 6e-5, "s", "per hop, bulk protocol, on top"),
+    _C("peer_bulk_s", 6.0e-6, 0.4, 0.1e-6, 6e-5, "s", "send or all-to-all, bulk protocol, on top"),
+    _C("flag_frac", 0.4, 0.4, 0.02, 1.0, "of link rate", "rate with flags in each line"),
     _C("bulk_frac", 0.8, 0.1, 0.3, 1.0, "of link rate", "rate of the bulk protocol"),
+    _C("tree_frac", 0.65, 0.2, 0.1, 1.0, "of link rate", "rate of the tree all-reduce"),
     _C("copy_frac", 1.5, 0.5, 0.2, 20.0, "of link rate", "rate at which the own chunk is copied"),
     _C(
-        "ll_limit_s",
-        12e-6,
-        0.7,
+        "flag_limit_s",
+        1.1e-6,
+        0.2,
         1e-7,
-        1e-3,
+        1e-4,
         "s",
-        "wire time at the full rate up to which the low-latency protocol is used",
+        "flags are used up to this wire time per hop and one more",
     ),
     _C("switch_frac", 0.7, 0.2, 0.1, 1.0, "of link rate", "rate of in-switch reduction"),
     _C("pcie_frac", 0.75, 0.15, 0.05, 1.0, "of PCIe rate", "rate between GPUs over PCIe"),
     _C("sharing", 0.5, 1.0, 0.01, 2.5, "1", "how far PCIe crossings share one host path"),
     _C("network_frac", 0.75, 0.3, 0.02, 1.0, "of network rate", "rate between nodes"),
     _C("network_hop_s", 12e-6, 0.6, 1e-6, 2e-4, "s", "per hop between nodes"),
-    _C("crossover", 0.8, 0.15, 0.4, 2.0, "1", "exponent p of latency against wire time"),
-    _C("issue_s", 1e-7, 0.5, 1e-8, 2e-4, "s", "host time to issue the call when launched eagerly"),
+    _C("crossover", 0.9, 0.1, 0.4, 2.0, "1", "exponent p of latency against wire time"),
+    _C("issue_s", 25e-6, 0.5, 1e-7, 2e-4, "s", "host time to issue the call when launched eagerly"),
 )
 
 COLLECTIVE = np.dtype([*COLLECTIVE_FACTS, *((c.name, np.float64) for c in COLLECTIVE_COEFFICIENTS)])
@@ -139,31 +143,52 @@ def _hops(op: int, ranks: float) -> float:
 
 
 @jit
-def _ring_s(
+def _library_s(
     op: int,
     message_bytes: float,
     ranks: float,
     rate: float,
     extra_s: float,
-    bulk_extra_s: float,
     collective: Any,
+    device: Any,
 ) -> tuple[float, float]:
-    """Library path (rings; pairs for all-to-all and sends): (seconds, latency part)."""
+    """Library path (rings, trees; pairs for all-to-all and sends): (seconds, latency part)."""
     c = collective
     hops = _hops(op, ranks)
     wire_s = wire_bytes(op, message_bytes, ranks) / rate
-    latency_s = c.ring_floor_s + hops * c.ring_hop_s + extra_s
-    bulk_latency_s = latency_s + hops * c.bulk_hop_s + bulk_extra_s
+    flag_latency_s = c.ring_floor_s + hops * c.ring_hop_s + extra_s
+    paired = op in (ALL_TO_ALL, SEND_RECV)
+    chunk_bytes = message_bytes
+    if op != SEND_RECV:
+        chunk_bytes = message_bytes / ranks
     copied_s = 0.0
     if op != SEND_RECV:
-        copied_s = message_bytes / ranks / (rate * c.copy_frac)
+        copied_s = chunk_bytes / (rate * c.copy_frac)
+    if paired:
+        flag_latency_s += (ranks - 1.0) * c.direct_peer_s
+        bulk_latency_s = flag_latency_s + c.peer_bulk_s
+    else:
+        bulk_latency_s = flag_latency_s + hops * c.bulk_hop_s
     best_s = _meet(bulk_latency_s, wire_s / c.bulk_frac + copied_s, c.crossover)
     best_latency_s = bulk_latency_s
-    if wire_s <= c.ll_limit_s:
-        low_s = _meet(latency_s, wire_s / c.ll_frac, c.crossover)
+    if op == ALL_REDUCE:
+        tree_latency_s = flag_latency_s + 2.0 * c.bulk_hop_s
+        tree_s = _meet(tree_latency_s, 2.0 * message_bytes / (rate * c.tree_frac), c.crossover)
+        if tree_s < best_s:
+            best_s = tree_s
+            best_latency_s = tree_latency_s
+    if not paired and wire_s <= c.flag_limit_s * (1.0 + hops):
+        spread_latency_s = flag_latency_s * (1.0 + c.fill_frac)
+        low_s = _meet(spread_latency_s, wire_s / c.flag_frac, c.crossover)
         if low_s < best_s:
             best_s = low_s
-            best_latency_s = latency_s
+            best_latency_s = spread_latency_s
+    one_channel_s = flag_latency_s + hops * chunk_bytes / (
+        c.block_bytes_per_clock * device.clock_hz
+    )
+    if one_channel_s < best_s:
+        best_s = one_channel_s
+        best_latency_s = flag_latency_s
     return best_s, best_latency_s
 
 
@@ -193,10 +218,10 @@ def collective_s(
             rate = min(network, _node_rate(local, c))
         crossing_hops = 1.0 if op in (ALL_TO_ALL, SEND_RECV) else nodes
         extra_s = crossing_hops * c.network_hop_s
-        seconds, latency_s = _ring_s(op, message_bytes, ranks, rate, extra_s, extra_s, c)
+        seconds, latency_s = _library_s(op, message_bytes, ranks, rate, extra_s, c, device)
     else:
         rate = _node_rate(ranks, c)
-        seconds, latency_s = _ring_s(op, message_bytes, ranks, rate, 0.0, 0.0, c)
+        seconds, latency_s = _library_s(op, message_bytes, ranks, rate, 0.0, c, device)
         if op == ALL_REDUCE:
             if c.multicast > 0.0 and ranks > 2.0 and ranks <= c.link_domain:
                 switch_latency_s = c.ring_floor_s + 2.0 * (c.ring_hop_s + c.bulk_hop_s)
