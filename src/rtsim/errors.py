@@ -50,14 +50,26 @@ class SpecError(RtsimError):
 
 
 class UnknownName(RtsimError):  # noqa: N818 (the tree's own naming)
-    """A model, GPU, stack, ... that the catalogue does not hold; offers the nearest names."""
+    """A model, GPU, stack, ... that the catalogue does not hold; offers the nearest names.
+
+    `stands_for` maps other names (aliases) to the candidate that they mean.
+    """
 
     exit_status = 2
 
-    def __init__(self, kind: str, name: str, candidates: Iterable[str]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        candidates: Iterable[str],
+        *,
+        stands_for: Mapping[str, str] | None = None,
+    ) -> None:
         self.kind, self.name = kind, name
         known = list(dict.fromkeys(candidates))
-        self.nearest = tuple(nearest_names(name, known))
+        aliases = dict(stands_for or {})
+        close = nearest_names(name, [*known, *aliases], count=8)
+        self.nearest = tuple(dict.fromkeys(aliases.get(near, near) for near in close))[:3]
         text = f"unknown {kind} {_quoted(name)}"
         if self.nearest:
             text += _did_you_mean(self.nearest)
