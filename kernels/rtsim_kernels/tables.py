@@ -68,3 +68,54 @@ def _row_class(names: tuple[str, ...]) -> Any:
 def as_row(record: Any) -> Any:
     """The NamedTuple of Python numbers with the fields of a structured record (shape ())."""
     return _row_class(record.dtype.names)._make(record.item())
+
+
+# What an operator is. The codes of collectives are those of `collective.py`.
+GEMM = 0  # [m, k] x [k, n] with stored weights
+SCORES = 1  # unfused attention: queries x keys, one batched GEMM over sequences and heads
+VALUES = 2  # unfused attention: probabilities x values, likewise
+ATTENTION = 3  # fused attention, prefill or decode by the number of new tokens
+MEMORY_BOUND = 4
+COLLECTIVE = 5
+
+# One operator of one GPU. The sizes that depend on the workload are linear in two counts of a
+# step (forward pass): its tokens = sequences x new tokens, and its sequences:
+#     units = per_token * tokens + per_sequence * sequences
+# Units are rows m of a GEMM, rows of memory-bound work, or bytes of a message. So a table is
+# lowered once per model and parallelism and is timed at any batch, length and context.
+OPERATOR = np.dtype(
+    [
+        ("kind", np.int64),
+        ("row", np.int64),  # which row of the machine's table for this kind
+        ("per_token", np.float64),
+        ("per_sequence", np.float64),
+        ("n", np.float64),
+        ("k", np.float64),
+        ("n_heads", np.float64),
+        ("n_kv_heads", np.float64),
+        ("head_dim", np.float64),
+        ("v_head_dim", np.float64),
+        ("window", np.float64),  # 0 = none
+        ("causal", np.float64),
+        ("work_kind", np.int64),  # kind of memory-bound kernel, a code of memory_bound.py
+        ("width", np.float64),  # elements of one row of memory-bound work; 0 = the context
+        ("read_bytes", np.float64),  # per element
+        ("written_bytes", np.float64),
+        ("flops", np.float64),
+        ("warm_frac", np.float64),  # share of the input that the kernel before has just written
+        ("collective", np.int64),  # a code of collective.py
+        ("ranks", np.float64),
+        ("ranks_per_node", np.float64),
+        ("launches", np.float64),  # kernels that the host issues for it
+    ]
+)
+
+# A run of operators that repeats: `count` equal layers, or the embedding, or the output head.
+SEGMENT = np.dtype(
+    [
+        ("first", np.int64),  # operators [first, last)
+        ("last", np.int64),
+        ("count", np.int64),
+        ("is_layer", np.int64),
+    ]
+)

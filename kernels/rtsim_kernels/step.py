@@ -1,0 +1,260 @@
+"""One step (forward pass) of a model on one GPU of a system: two tracks, host and GPU.
+
+The host issues kernels, the GPU executes them in order. A layer therefore takes the longer of
+its host time and its GPU time, with a soft corner because kernels within a layer differ:
+
+    layer_s = (host_s^p + gpu_s^p)^(1/p)
+
+and a GPU that is behind (long kernels early in the step) lets the host run ahead and hide later
+host time. With G and H the clocks of the two tracks, a segment of N equal layers moves them
+
+    G <- max(G + N gpu_s, H + N layer_s),   H <- H + N host_s
+
+which is exact for a sharp corner and never falls when any kernel or launch gets slower. A step
+takes step_s (scheduling, sampling, the wait for the last result) plus the last G.
+
+Host time of a layer is launch_s per kernel, plus collective_s per collective, which grows with
+the logarithm of the group because every rank waits for the slowest host (straggler_frac). The
+prompt pass also pays prefill_layer_s per layer (cache and mask allocation in eager stacks).
+
+Evidence: generation.csv of helm-efficiency (Megatron-LM, A100): one decoded token takes
+0.70 ms per layer from 24 to 96 layers and 1024 to 5120 wide, 0.81-0.83 ms with tensor
+parallelism 4-8, whatever the width.
+Ignored: several streams; overlap of communication with compute.
+"""
+
+from __future__ import annotations
+
+from math import log2
+from typing import Any, NamedTuple
+
+from . import tables
+from ._jit import jit
+from .attention import (
+    attention_decode_s,
+    attention_decode_work,
+    attention_prefill_s,
+    attention_prefill_work,
+)
+from .collective import collective_s, wire_bytes
+from .gemm import gemm_s
+from .memory_bound import memory_bound_s
+from .tables import Coefficient
+
+HOST_COEFFICIENTS = (
+    Coefficient("step_s", 1.4e-3, 0.7, 1e-6, 2e-2, "s",
+                "fixed time of a step: scheduling, sampling, waiting for the result"),
+    Coefficient("launch_s", 3.0e-5, 0.5, 1e-7, 2e-4, "s",
+                "host time to issue one kernel"),
+    Coefficient("collective_s", 5.0e-5, 0.7, 1e-7, 5e-4, "s",
+                "further host time to issue one collective"),
+    Coefficient("straggler_frac", 0.1, 0.7, 1e-3, 1.0, "1",
+                "growth of the collective's host time per doubling of the group"),
+    Coefficient("prefill_layer_s", 5.0e-5, 0.7, 1e-7, 5e-4, "s",
+                "further host time per layer of the prompt pass"),
+    Coefficient("prompt_token_s", 8.0e-6, 0.7, 1e-9, 5e-5, "s",
+                "host time per prompt token before the first kernel: tokenising, copying"),
+    Coefficient("corner", 6.0, 0.4, 1.5, 40.0, "1",
+                "exponent p of the soft corner between host and GPU track"),
+    Coefficient("kernel_gap_s", 1.2e-6, 0.5, 1e-8, 1e-5, "s",
+                "idle time of the GPU between two dependent kernels"),
+    Coefficient("score_passes", 2.0, 0.4, 1.0, 8.0, "1",
+                "passes over the score matrix in unfused attention (scale, mask, softmax)"),
+)  # fmt: skip
+HOST = tables.coefficient_dtype(HOST_COEFFICIENTS)
+
+# Weights of a model are read once per step: the whole model passes between two uses, so they are
+# cold; this many copies in rotation says so to the GEMM model.
+COLD = 1e9
+# Operands of a batched attention GEMM were written by the kernel before.
+WARM = 1.0
+
+
+class Machine(NamedTuple):
+    """One GPU with its fitted operator models: records when compiled, NamedTuples when not.
+
+    gemm, collective: one row per number format, and per group and implementation.
+    """
+
+    device: Any
+    gemm: Any
+    prefill: Any
+    decode: Any
+    memory: Any
+    collective: Any
+    host: Any
+
+
+@jit
+def operator_s(
+    operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
+) -> tuple[float, int]:
+    """Seconds on the GPU of one operator in one step, and the code of what bounds it.
+
+    n_sequences x new_tokens tokens enter; each sequence sees `context` keys, the new ones in.
+    """
+    o = operator
+    device = machine.device
+    kind = o.kind
+    units = o.per_token * n_sequences * new_tokens + o.per_sequence * n_sequences
+    if kind == tables.GEMM:
+        return gemm_s(units, o.n, o.k, 1.0, COLD, machine.gemm[o.row], device)
+    if kind == tables.SCORES:
+        batch = n_sequences * o.n_heads
+        return gemm_s(new_tokens, context, o.head_dim, batch, WARM, machine.gemm[o.row], device)
+    if kind == tables.VALUES:
+        batch = n_sequences * o.n_heads
+        return gemm_s(new_tokens, o.v_head_dim, context, batch, WARM, machine.gemm[o.row], device)
+    if kind == tables.ATTENTION:
+        if new_tokens == 1.0:
+            return attention_decode_s(
+                n_sequences, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window,
+                machine.decode, device, o.v_head_dim, 0.0,
+            )  # fmt: skip
+        return attention_prefill_s(
+            n_sequences, new_tokens, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window,
+            o.causal, machine.prefill, device, o.v_head_dim,
+        )  # fmt: skip
+    if kind == tables.MEMORY_BOUND:
+        width = o.width
+        passes = 1.0
+        if width == 0.0:  # the score matrix of unfused attention
+            width = context
+            passes = machine.host.score_passes
+        elements = units * width * passes
+        return memory_bound_s(
+            o.work_kind, units, width * passes, elements * o.read_bytes,
+            elements * o.written_bytes, elements * o.flops, o.warm_frac, machine.memory, device,
+        )  # fmt: skip
+    return collective_s(
+        o.collective, units, o.ranks, o.ranks_per_node, machine.collective[o.row], device
+    )
+
+
+@jit
+def depends_on_context(operator: Any) -> bool:
+    """Whether the context (keys per sequence) changes the operator's time."""
+    kind = operator.kind
+    if kind == tables.MEMORY_BOUND:
+        return bool(operator.width == 0.0)
+    return bool(kind in (tables.SCORES, tables.VALUES, tables.ATTENTION))
+
+
+@jit
+def operator_work(
+    operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
+) -> tuple[float, float]:
+    """Work of one operator in one step: (FLOPs, bytes through memory or over the link).
+
+    A multiply-add counts two. Bytes are the compulsory ones: every operand once.
+    """
+    o = operator
+    kind = o.kind
+    units = o.per_token * n_sequences * new_tokens + o.per_sequence * n_sequences
+    if kind in (tables.GEMM, tables.SCORES, tables.VALUES):
+        row = machine.gemm[o.row]
+        m = new_tokens
+        n = context
+        k = o.head_dim
+        batch = n_sequences * o.n_heads
+        if kind == tables.GEMM:
+            m = units
+            n = o.n
+            k = o.k
+            batch = 1.0
+        elif kind == tables.VALUES:
+            n = o.v_head_dim
+            k = context
+        moved = m * k * row.a_bytes + k * n * row.b_bytes + m * n * row.out_bytes
+        return 2.0 * batch * m * n * k, batch * moved
+    if kind == tables.ATTENTION:
+        if new_tokens == 1.0:
+            return attention_decode_work(
+                n_sequences, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window,
+                machine.decode, o.v_head_dim,
+            )  # fmt: skip
+        return attention_prefill_work(
+            n_sequences, new_tokens, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window,
+            o.causal, machine.prefill, o.v_head_dim,
+        )  # fmt: skip
+    if kind == tables.MEMORY_BOUND:
+        width = o.width
+        if width == 0.0:
+            width = context
+        elements = units * width
+        return elements * o.flops, elements * (o.read_bytes + o.written_bytes)
+    return 0.0, wire_bytes(o.collective, units, o.ranks)
+
+
+@jit
+def segment_host_s(segment: Any, operators: Any, is_prefill: bool, host: Any) -> float:
+    """Host time of one repetition of a segment, seconds."""
+    total = 0.0
+    for i in range(segment.first, segment.last):
+        operator = operators[i]
+        total += operator.launches * host.launch_s
+        if operator.kind == tables.COLLECTIVE and operator.ranks > 1:
+            total += host.collective_s * (1.0 + host.straggler_frac * log2(operator.ranks))
+    if is_prefill and segment.is_layer == 1:
+        total += host.prefill_layer_s
+    return total
+
+
+@jit
+def step_s(
+    n_sequences: float,
+    new_tokens: float,
+    context: float,
+    is_prefill: bool,
+    reuse: bool,
+    operators: Any,
+    segments: Any,
+    machine: Any,
+    times: Any,
+) -> float:
+    """Time of one step in seconds.
+
+    reuse: `times` is that of the same step at another context, so only what depends on the
+    context is timed anew.
+
+    operators, segments: the rows of one model on one GPU. Writes to `times`, shape
+    (operators, 2), of one execution of each operator: [:, 0] its GPU time, [:, 1] the part of
+    the step that is owed to it, d step / d ln(GPU time): all of it where the GPU is the slower
+    track, little where the host is. Summed over executions the latter add up to the step less
+    what is owed to the host.
+    """
+    host = machine.host
+    gpu_clock = 0.0
+    host_clock = 0.0
+    if is_prefill:
+        host_clock = host.prompt_token_s * n_sequences * new_tokens
+        gpu_clock = host_clock
+    for s in range(len(segments)):
+        segment = segments[s]
+        gpu_s = 0.0
+        for i in range(segment.first, segment.last):
+            operator = operators[i]
+            if not reuse or depends_on_context(operator):
+                seconds, _ = operator_s(operator, n_sequences, new_tokens, context, machine)
+                times[i, 0] = seconds + operator.launches * host.kernel_gap_s
+            gpu_s += times[i, 0]
+        host_s = segment_host_s(segment, operators, is_prefill, host)
+        slow = max(gpu_s, host_s)
+        both_s = 0.0
+        owed_frac = 0.0
+        if slow > 0:
+            both_s = slow * ((gpu_s / slow) ** host.corner + (host_s / slow) ** host.corner) ** (
+                1.0 / host.corner
+            )
+            owed_frac = (gpu_s / both_s) ** (host.corner - 1.0)
+        if gpu_clock + segment.count * gpu_s >= host_clock + segment.count * both_s:
+            gpu_clock += segment.count * gpu_s
+            owed_frac = 1.0
+        else:  # the GPU had caught up with the host: what it did before was hidden
+            gpu_clock = host_clock + segment.count * both_s
+            for i in range(segment.first):
+                times[i, 1] = 0.0
+        for i in range(segment.first, segment.last):
+            times[i, 1] = times[i, 0] * owed_frac
+        host_clock += segment.count * host_s
+    return host.step_s + gpu_clock

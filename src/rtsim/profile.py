@@ -1,0 +1,385 @@
+"""Profiles: fitted coefficients of one software stack on one GPU, and how they become rows.
+
+A profile file holds, for each operator kind (and number format where it matters), the
+coefficients that its kernel module declares, the stack's traits, the scatter of the errors, and
+where all of it came from. A GPU without a profile takes the nearest one: coefficients are
+dimensionless or in device units, so its own datasheet facts go into the same formulas, and the
+interval widens by what such a transfer has cost on GPUs where it could be checked.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rtsim_kernels import attention, collective, gemm, memory_bound, step, tables
+
+from rtsim.errors import DataError, NotSupported, UnknownName
+from rtsim.operators import StackTraits
+from rtsim.specs.dtype import WeightFormat, dtype_bytes
+from rtsim.specs.gpu import GpuSpec
+
+# Coefficient sections of a profile and the kernel module's declaration of each. Sections with
+# a "." after the name are per number format or per implementation.
+DECLARED: dict[str, tuple[tables.Coefficient, ...]] = {
+    "host": step.HOST_COEFFICIENTS,
+    "gemm": gemm.GEMM_COEFFICIENTS,
+    "attention_prefill": attention.ATTENTION_PREFILL_COEFFICIENTS,
+    "attention_decode": attention.ATTENTION_DECODE_COEFFICIENTS,
+    "memory_bound": memory_bound.MEMORY_BOUND_COEFFICIENTS,
+    "collective": collective.COLLECTIVE_COEFFICIENTS,
+}
+# Scatter of ln(error) by what a time is owed to, the groups of `generation.owed`.
+GROUPS = ("gemm", "scores", "values", "attention", "memory_bound", "collective", "host")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Fitted coefficients of a stack on a GPU, with their uncertainty and provenance.
+
+    coefficients: section -> name -> value, sections "host", "gemm.fp16", "collective.nccl", ...;
+        what a section lacks stays at the prior that the kernel module declares.
+    sigma: deviation of ln(measured / predicted) by group of `GROUPS`, for a model among those
+        fitted ("seen") and for any other ("unseen").
+    transfer_sigma: further deviation by group when the profile serves another GPU.
+    fitted_shapes: (layers, hidden size, heads, tp) of the whole-model rows in the fit.
+    """
+
+    name: str
+    stack: str
+    gpu: str
+    architecture: str
+    traits: StackTraits
+    coefficients: Mapping[str, Mapping[str, float]]
+    sigma_seen: Mapping[str, float]
+    sigma_unseen: Mapping[str, float]
+    sigma_row: float
+    transfer_sigma: Mapping[str, float]
+    fitted_shapes: tuple[tuple[float, ...], ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def section(self, kind: str, *variants: str) -> dict[str, float]:
+        """Coefficients of `kind`: the first of `variants` that was fitted, else any, else priors."""
+        values = {c.name: c.prior for c in DECLARED[kind]}
+        names = [f"{kind}.{variant}" for variant in variants] + [kind]
+        names += [name for name in self.coefficients if name.startswith(f"{kind}.")]
+        for name in names:
+            if name in self.coefficients:
+                return {**values, **self.coefficients[name]}
+        return values
+
+    def shape_distance(self, shape: tuple[float, ...]) -> float:
+        """Distance in log size to the nearest fitted whole-model shape; infinite without one."""
+        distances = (
+            math.sqrt(sum(math.log(a / b) ** 2 for a, b in zip(shape, fitted, strict=True)))
+            for fitted in self.fitted_shapes
+        )
+        return min(distances, default=math.inf)
+
+
+def _packaged() -> Iterable[Any]:
+    folder = resources.files("rtsim") / "data" / "profiles"
+    return (entry for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+@lru_cache(maxsize=1)
+def profile_names() -> tuple[str, ...]:
+    """Names of the packaged profiles."""
+    return tuple(sorted(entry.name.removesuffix(".toml") for entry in _packaged()))
+
+
+@lru_cache(maxsize=64)
+def load_profile(name: str) -> Profile:
+    """A packaged profile by name, or a user's by path of a .toml file.
+
+    Raises UnknownName, or DataError for a file that is not a profile.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        try:
+            return _parse(path.read_text(encoding="utf-8"), name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(name, f"cannot be read: {error}") from None
+    if name not in profile_names():
+        raise UnknownName("profile", name, profile_names())
+    entry = resources.files("rtsim") / "data" / "profiles" / f"{name}.toml"
+    return _parse(entry.read_text(encoding="utf-8"), f"{name}.toml")
+
+
+def _parse(text: str, file: str) -> Profile:
+    try:
+        data = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(file, f"not valid TOML: {error}") from None
+    coefficients: dict[str, dict[str, float]] = {}
+    for kind, declared in DECLARED.items():
+        section = data.get(kind)
+        if section is None:
+            continue
+        known = {c.name: c for c in declared}
+        variants = section if any(isinstance(v, dict) for v in section.values()) else {"": section}
+        for variant, values in variants.items():
+            name = f"{kind}.{variant}" if variant else kind
+            for key, value in values.items():
+                if key not in known:
+                    raise DataError(file, f"[{name}] has no coefficient {key!r}")
+                if not isinstance(value, int | float) or not 0 <= value < math.inf:
+                    raise DataError(file, f"[{name}] {key} = {value!r}: must be a number >= 0")
+            coefficients[name] = {key: float(value) for key, value in values.items()}
+    try:
+        error = data["error"]
+        return Profile(
+            name=data["name"],
+            stack=data["stack"]["name"],
+            gpu=data.get("gpu", ""),
+            architecture=data["architecture"],
+            traits=StackTraits(**{k: v for k, v in data["stack"].items() if k != "name"}),
+            coefficients=coefficients,
+            sigma_seen=error["seen"],
+            sigma_unseen=error["unseen"],
+            sigma_row=error["row"],
+            transfer_sigma=error["transfer"],
+            fitted_shapes=tuple(tuple(shape) for shape in data.get("fitted_shapes", ())),
+            provenance=data["provenance"],
+        )
+    except (KeyError, TypeError) as problem:
+        raise DataError(file, f"not a profile: {problem}") from None
+
+
+# Profile choice ------------------------------------------------------------------------------
+
+
+def stack_names() -> tuple[str, ...]:
+    """Stacks that have a profile."""
+    return tuple(sorted({load_profile(name).stack for name in profile_names()}))
+
+
+def choose_profile(gpu: GpuSpec, stack: str | None = None) -> tuple[Profile, list[str]]:
+    """The profile with the best evidence for a GPU, and notes on how good that is.
+
+    Of the stack's profiles (of all, with no stack named) the one fitted on this GPU; without
+    one, on the GPU most like it. Between equals the one with more measured rows.
+    Raises UnknownName for a stack without any profile.
+    """
+    profiles = [load_profile(name) for name in profile_names()]
+    if stack is not None:
+        chosen = [profile for profile in profiles if profile.stack == stack]
+        if not chosen:
+            raise UnknownName("stack", stack, stack_names())
+        profiles = chosen
+    if not profiles:
+        raise NotSupported("no profile is installed")
+    best = min(
+        profiles,
+        key=lambda p: (gpu_distance(gpu, p), -float(p.provenance.get("rows", 0)), p.name),
+    )
+    if best.gpu == gpu.name:
+        return best, []
+    note = (
+        f"{gpu.name} has no measured profile"
+        + (f" for {stack}" if stack else "")
+        + f": coefficients fitted on {best.gpu} with {best.stack} are used with its own "
+        "datasheet figures, and the interval is wider for it"
+    )
+    return best, [note]
+
+
+# A change of architecture counts like a factor e^2 in one datasheet figure.
+_ARCHITECTURE_DISTANCE = 2.0
+
+
+@lru_cache(maxsize=512)
+def _facts(gpu_name: str) -> tuple[float, ...] | None:
+    from rtsim.catalog import load_gpu
+
+    try:
+        return _log_facts(load_gpu(gpu_name))
+    except UnknownName:
+        return None
+
+
+def _log_facts(gpu: GpuSpec) -> tuple[float, ...]:
+    peak = gpu.peak_16_bit_flops_per_s or gpu.peak_fp32_flops_per_s
+    return tuple(math.log(x) for x in (peak, gpu.hbm_bytes_per_s, gpu.sm_count * gpu.clock_hz))
+
+
+def gpu_distance(gpu: GpuSpec, profile: Profile) -> float:
+    """How unlike a GPU is to the one a profile was fitted on: 0 for the same, in log units."""
+    if profile.gpu == gpu.name:
+        return 0.0
+    other = _facts(profile.gpu)
+    if other is None:
+        return math.inf
+    distance = math.sqrt(sum((a - b) ** 2 for a, b in zip(_log_facts(gpu), other, strict=True)))
+    if profile.architecture != gpu.architecture:
+        distance += _ARCHITECTURE_DISTANCE
+    return distance + 1e-9  # never as good as the GPU itself
+
+
+# Rows ----------------------------------------------------------------------------------------
+
+
+def device_row(gpu: GpuSpec) -> NDArray[np.void]:
+    """The DEVICE row, shape (), of a GPU's datasheet facts."""
+    return _record(
+        tables.DEVICE,
+        sm_count=gpu.sm_count,
+        clock_hz=gpu.clock_hz,
+        hbm_bytes_per_s=gpu.hbm_bytes_per_s,
+        l2_bytes=gpu.l2_bytes,
+        vector_flops_per_s=gpu.peak_fp32_flops_per_s,
+    )
+
+
+def _record(dtype: np.dtype[np.void], **values: float) -> NDArray[np.void]:
+    names = dtype.names or ()
+    return np.array(tuple(values[name] for name in names), dtype)
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Number formats of a run: activations and compute, weights, KV cache."""
+
+    dtype: str
+    kv_dtype: str
+    weights: WeightFormat
+    quantization: str
+
+
+def peak_for(gpu: GpuSpec, dtype: str, notes: list[str]) -> float:
+    """Dense peak FLOP rate for products in `dtype`; a note where the GPU computes otherwise.
+
+    A GPU without fp8 or int4 units computes such formats in 16 bits, one without bf16 in fp16.
+    """
+    for candidate in dict.fromkeys((dtype, "fp16" if dtype == "bf16" else "bf16", "fp16", "fp32")):
+        peak = gpu.peak_flops_per_s(candidate)
+        if peak is not None:
+            if candidate != dtype:
+                notes.append(f"{gpu.name} states no {dtype} rate; computed at its {candidate} rate")
+            return peak
+    raise NotSupported(f"{gpu.name} states no rate that {dtype} could be computed at")
+
+
+@dataclass(frozen=True)
+class MachineRows:
+    """The records behind a `step.Machine`: shape () each, (rows,) for gemm and collective."""
+
+    device: NDArray[np.void]
+    gemm: NDArray[np.void]
+    prefill: NDArray[np.void]
+    decode: NDArray[np.void]
+    memory: NDArray[np.void]
+    collective: NDArray[np.void]
+    host: NDArray[np.void]
+
+    def interpreted(self) -> step.Machine:
+        """For interpreted kernels: plain Python numbers."""
+        row = tables.as_row
+        return step.Machine(
+            row(self.device),
+            tuple(row(r) for r in self.gemm),
+            row(self.prefill),
+            row(self.decode),
+            row(self.memory),
+            tuple(row(r) for r in self.collective),
+            row(self.host),
+        )
+
+    def compiled(self, kernels: Any) -> Any:
+        """For the compiled kernels: NumPy records."""
+        return kernels.step.Machine(
+            self.device[()],
+            self.gemm,
+            self.prefill[()],
+            self.decode[()],
+            self.memory[()],
+            self.collective,
+            self.host[()],
+        )
+
+
+def machine_rows(
+    profile: Profile, gpu: GpuSpec, formats: Formats, notes: list[str] | None = None
+) -> MachineRows:
+    """Resolve a profile for a GPU and number formats: facts and coefficients in one row each.
+
+    The order of the gemm and collective rows is that of `operators.GEMM_*`, `COLLECTIVE_*`.
+    Appends to `notes` what had to be assumed.
+    """
+    remarks = notes if notes is not None else []
+    element = dtype_bytes(formats.dtype)
+    compute = formats.weights.compute_dtype or formats.dtype
+    peak = peak_for(gpu, formats.dtype, remarks)
+    weight_peak = peak if compute == formats.dtype else peak_for(gpu, compute, remarks)
+    quantised = formats.weights.quantizes_activations and gpu.peak_flops_per_s(compute) is not None
+    a_bytes = dtype_bytes(compute) if quantised else element
+    plain = {"a_bytes": element, "b_bytes": element, "out_bytes": element,
+             "quantize_bytes": 0.0, "activation_copies": 1.0}  # fmt: skip
+    weights = {**plain, "a_bytes": a_bytes, "b_bytes": formats.weights.bytes_per_weight,
+               "quantize_bytes": element if quantised else 0.0}  # fmt: skip
+    linear = profile.section("gemm", formats.quantization, *_same_width(formats.dtype))
+    dense = profile.section("gemm", *_same_width(formats.dtype))
+    batched = profile.section("gemm", "batched", *_same_width(formats.dtype))
+    gemm_rows = np.array(
+        [
+            _record(gemm.GEMM, peak_flops_per_s=weight_peak, **weights, **linear),
+            _record(gemm.GEMM, peak_flops_per_s=peak, **plain, **dense),
+            _record(gemm.GEMM, peak_flops_per_s=peak, **plain, **batched),
+        ]
+    )
+    attention_facts = {
+        "peak_flops_per_s": peak,
+        "query_element_bytes": element,
+        "kv_element_bytes": dtype_bytes(formats.kv_dtype),
+    }
+    attention_variants = (formats.kv_dtype, *_same_width(formats.dtype))
+    domain = gpu.link.domain_size if gpu.link else 1
+    mesh = gpu.link is not None and gpu.link.topology in ("mesh", "ring", "torus")
+    link_facts = {
+        "link_bytes_per_s": gpu.link.bytes_per_s if gpu.link else 0.0,
+        "link_domain": domain,
+        "mesh_peers": float(domain - 1) if mesh else 0.0,
+        "pcie_bytes_per_s": gpu.pcie_bytes_per_s,
+        "network_bytes_per_s": gpu.network.bytes_per_s if gpu.network else gpu.pcie_bytes_per_s,
+        "multicast": 0.0,
+        "direct_limit_bytes": float(profile.traits.direct_all_reduce_bytes),
+        "staged": 0.0,
+    }
+    tensor = _record(
+        collective.COLLECTIVE, **link_facts, **profile.section("collective", "tensor", "nccl")
+    )
+    library = _record(
+        collective.COLLECTIVE,
+        **{**link_facts, "direct_limit_bytes": 0.0},
+        **profile.section("collective", "nccl", "tensor"),
+    )
+    return MachineRows(
+        device=device_row(gpu),
+        gemm=gemm_rows,
+        prefill=_record(
+            attention.ATTENTION_PREFILL,
+            **attention_facts,
+            **profile.section("attention_prefill", *attention_variants),
+        ),
+        decode=_record(
+            attention.ATTENTION_DECODE,
+            **attention_facts,
+            **profile.section("attention_decode", *attention_variants),
+        ),
+        memory=_record(memory_bound.MEMORY_BOUND, **profile.section("memory_bound")),
+        collective=np.array([tensor, library, library]),
+        host=_record(step.HOST, **profile.section("host")),
+    )
+
+
+def _same_width(dtype: str) -> tuple[str, ...]:
+    """Formats whose coefficients serve `dtype`: fp16 and bf16 run the same kernels."""
+    return (dtype, "bf16", "fp16") if dtype in ("bf16", "fp16") else (dtype,)
