@@ -1,1 +1,114 @@
-"""rtsim predicts how long a Transformer takes to run on a GPU system, without profiling it."""
+"""rtsim predicts how long a Transformer takes to run on a GPU system, without profiling it.
+
+    >>> import rtsim
+    >>> result = rtsim.predict("gpt3-175b", "a100", tp=8, input_len=512, output_len=64)
+    >>> result.e2e_latency_s > result.ttft_s
+    True
+
+Names are imported on first use: `import rtsim` itself loads nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rtsim.catalog import load_gpu, load_model
+    from rtsim.errors import (
+        DataError,
+        DoesNotFit,
+        NotSupported,
+        OutputError,
+        RtsimError,
+        SpecError,
+        UnknownName,
+    )
+    from rtsim.measurements import read_table, write_table
+    from rtsim.predict import predict
+    from rtsim.prediction import Prediction
+    from rtsim.report import prediction_to_json
+    from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec, WorkloadSpec
+    from rtsim.validate import ValidationReport, validate
+
+    __version__: str
+
+_HOME = {
+    "predict": "predict",
+    "validate": "validate",
+    "ValidationReport": "validate",
+    "Prediction": "prediction",
+    "prediction_to_json": "report",
+    "load_model": "catalog",
+    "load_gpu": "catalog",
+    "ModelSpec": "specs",
+    "GpuSpec": "specs",
+    "ParallelismSpec": "specs",
+    "WorkloadSpec": "specs",
+    "read_table": "measurements",
+    "write_table": "measurements",
+    "RtsimError": "errors",
+    "SpecError": "errors",
+    "UnknownName": "errors",
+    "DataError": "errors",
+    "OutputError": "errors",
+    "DoesNotFit": "errors",
+    "NotSupported": "errors",
+}
+
+__all__ = [
+    "DataError",
+    "DoesNotFit",
+    "GpuSpec",
+    "ModelSpec",
+    "NotSupported",
+    "OutputError",
+    "ParallelismSpec",
+    "Prediction",
+    "RtsimError",
+    "SpecError",
+    "UnknownName",
+    "ValidationReport",
+    "WorkloadSpec",
+    "__version__",
+    "load_gpu",
+    "load_model",
+    "predict",
+    "prediction_to_json",
+    "read_table",
+    "validate",
+    "write_table",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("rtsim")
+    if name not in _HOME:
+        raise AttributeError(f"module 'rtsim' has no attribute '{name}'")
+    return getattr(import_module(f"rtsim.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+class _Package(ModuleType):
+    """Keeps `rtsim.predict` the function, although there is a module of that name.
+
+    Importing the module rtsim.predict sets the attribute `predict` of the package to the module;
+    for public functions the function is set in its place. `from rtsim.predict import ...` finds
+    the module all the same.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, ModuleType) and _HOME.get(name) == name:
+            value = getattr(value, name)
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

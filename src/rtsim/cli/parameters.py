@@ -1,0 +1,61 @@
+"""Parameter types and options that several commands share."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_COUNT = re.compile(r"([+-]?\d[\d_,]*)([kKmM]?)")
+# Lower case is decimal and upper case binary, as in vLLM's --max-model-len.
+_SUFFIXES = {"": 1, "k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}
+
+
+def count(text: Any) -> int:
+    """Parameter type: a whole number, such as 4096, 4k (4000) or 4K (4096)."""
+    match = _COUNT.fullmatch(str(text).strip())
+    if match is None:
+        raise click.BadParameter(f"'{text}' is not a whole number, such as 512, 4k or 4K (4096).")
+    return int(re.sub("[_,]", "", match.group(1))) * _SUFFIXES[match.group(2)]
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+output_option = click.option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write to FILE (JSON when it ends in .json) instead of printing.",
+)
+
+
+def deliver(
+    to_json: Callable[[], dict[str, Any]],
+    to_view: Callable[[], RenderableType],
+    *,
+    as_json: bool,
+    output: str | None = None,
+) -> None:
+    """Print a result, or write it to a file, as JSON or as text."""
+    if as_json or (output is not None and output.endswith(".json")):
+        # NaN and infinity are no JSON: better a failure here than in the program that reads it.
+        text = json.dumps(to_json(), indent=2, allow_nan=False) + "\n"
+        if output is None:
+            click.echo(text, nl=False)
+            return
+    else:
+        from rtsim import report
+
+        if output is None:
+            report.write(to_view())
+            return
+        text = report.to_text(to_view())
+    from rtsim.output import write_text
+
+    write_text(output, text)

@@ -1,0 +1,34 @@
+"""`rtsim validate`: predictions against measurement tables."""
+
+from __future__ import annotations
+
+import click
+
+from rtsim.cli.parameters import count, deliver, json_option, output_option
+
+
+@click.command("validate")
+@click.argument("files", nargs=-1, required=True, metavar="FILE...", type=click.Path())
+@click.option("--profile", metavar="NAME|FILE", help="Use this profile for every row.")
+@click.option(
+    "--worst", type=count, default=5, show_default=True, metavar="N", help="Worst rows to list."
+)
+@json_option
+@output_option
+def command(
+    files: tuple[str, ...], profile: str | None, worst: int, as_json: bool, output: str | None
+) -> None:
+    """Predict every row of measurement tables (CSV, gzipped CSV, Parquet) and report the errors."""
+    from rtsim import report
+    from rtsim.errors import SpecError
+    from rtsim.validate import validate
+
+    if worst < 0:
+        raise SpecError("worst", worst, "must be 0 or more")
+    errors = validate(files, profile, worst=worst)
+    deliver(
+        lambda: report.validation_to_json(errors),
+        lambda: report.validation_view(errors),
+        as_json=as_json,
+        output=output,
+    )

@@ -1,0 +1,19 @@
+"""`rtsim warmup`: compile the kernels ahead of use."""
+
+from __future__ import annotations
+
+import time
+
+import click
+
+
+@click.command("warmup")
+def command() -> None:
+    """Compile the kernels for sweeps, planners and validation; they stay in a cache on disk."""
+    from rtsim.predict import warm_up
+    from rtsim_kernels._jit import cache_folder
+
+    start = time.perf_counter()
+    warm_up()
+    seconds = time.perf_counter() - start
+    click.echo(f"compiled kernels ready after {seconds:.1f} s, in {cache_folder()}")

@@ -1,0 +1,188 @@
+"""What rtsim knows about one model, GPU or profile, as text facts and as plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rtsim import catalog, units
+from rtsim.errors import NotSupported, UnknownName
+
+if TYPE_CHECKING:
+    from rtsim.profile import Profile
+    from rtsim.specs import LayerGroup
+    from rtsim.specs.provenance import Provenance
+
+
+@dataclass(frozen=True)
+class Description:
+    """`facts` are for people, `data` is everything, ready for JSON."""
+
+    title: str
+    facts: dict[str, str]
+    data: dict[str, Any]
+
+
+def describe(name: str) -> Description:
+    """Describe a model, a GPU or a profile by name, alias or .toml file.
+
+    Raises UnknownName with the nearest of all their names, DataError, SpecError.
+    """
+    return _kind_of(name)(name)
+
+
+def profile_names() -> list[str]:
+    """Names of the packaged profiles, from the file names alone."""
+    folder = Path(__file__).parent / "data" / "profiles"
+    return sorted(path.stem for path in folder.glob("*.toml"))
+
+
+def _kind_of(name: str) -> Callable[[str], Description]:
+    if name.lower().endswith(".toml"):
+        fields = catalog.read_toml(Path(name))
+        if "layers" in fields:
+            return _model
+        if "sm_count" in fields:
+            return _gpu
+        if "stack" in fields:
+            return _profile
+        raise NotSupported(f"{name}: neither a model (layers), a GPU (sm_count) nor a profile")
+    if name in profile_names():
+        return _profile
+    try:
+        catalog.resolve("models", name)
+        return _model
+    except UnknownName:
+        pass
+    try:
+        catalog.resolve("gpus", name)
+        return _gpu
+    except UnknownName:
+        pass
+    known = [*catalog.model_names(), *catalog.gpu_names(), *profile_names()]
+    others = {
+        other: own
+        for named in (catalog.aliases("models"), catalog.aliases("gpus"))
+        for own, names in named.items()
+        for other in names
+    }
+    raise UnknownName("model, GPU or profile", name, known, stands_for=others)
+
+
+def _model(name: str) -> Description:
+    model = catalog.load_model(name)
+    kv_bytes = model.kv_bytes_per_token()
+    facts = {
+        "Also called": ", ".join(model.aliases),
+        "Parameters": units.format_count(model.parameters, 4),
+        "Active per token": ""
+        if model.active_parameters == model.parameters
+        else units.format_count(model.active_parameters, 4),
+        "Layers": str(model.n_layers),
+        **{
+            f"  {group.count} of": text
+            for group, text in ((g, _layer_text(g)) for g in model.layers)
+        },
+        "Hidden size": str(model.hidden_size),
+        "Vocabulary": str(model.vocab_size),
+        "Positions": f"{model.max_positions}, {model.position}",
+        "Embeddings": "tied to the output head" if model.tied_embeddings else "",
+        "Dtype": model.dtype,
+        "KV cache": f"{units.format_bytes(kv_bytes)} per token ({model.dtype})",
+        **_origin(model.provenance, model.notes),
+    }
+    data = {
+        **model.model_dump(mode="json"),
+        "kind": "model",
+        "parameters": model.parameters,
+        "active_parameters": model.active_parameters,
+        "kv_cache_bytes_per_token": kv_bytes,
+    }
+    return Description(f"{model.name} (model)", _stated(facts), data)
+
+
+def _layer_text(group: LayerGroup) -> str:
+    attention, mlp = group.attention, group.mlp
+    heads = f"{attention.n_heads} heads of {attention.head_dim}"
+    if attention.n_kv_heads != attention.n_heads:
+        heads += f" ({attention.n_kv_heads} KV heads)"
+    if attention.window:
+        heads += f", window {attention.window}"
+    gate = "gated " if mlp.gated else ""
+    order = ", attention and MLP in parallel" if group.parallel else ""
+    return f"{heads}; {gate}MLP {mlp.ffn_size} ({mlp.activation}); {group.norm}{order}"
+
+
+def _gpu(name: str) -> Description:
+    gpu = catalog.load_gpu(name)
+    rates = {
+        f"Peak {dtype}": units.format_flops_per_s(rate)
+        for dtype in ("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4")
+        if (rate := gpu.peak_flops_per_s(dtype)) is not None
+    }
+    facts = {
+        "Also called": ", ".join(gpu.aliases),
+        "Architecture": f"{gpu.vendor} {gpu.architecture} {gpu.chip}".strip(),
+        "SMs": f"{gpu.sm_count} at {units.format_hertz(gpu.clock_hz)}",
+        **rates,
+        "Memory": f"{units.format_bytes(gpu.memory_bytes)} {gpu.memory_type}, "
+        f"{units.format_bytes_per_s(gpu.hbm_bytes_per_s)}",
+        "L2 cache": units.format_bytes(gpu.l2_bytes),
+        "Link": ""
+        if gpu.link is None
+        else f"{gpu.link.name}, {units.format_bytes_per_s(gpu.link.bytes_per_s)} one way, "
+        f"{gpu.link.domain_size} GPUs ({gpu.link.topology})",
+        "PCIe": units.format_bytes_per_s(gpu.pcie_bytes_per_s),
+        "Network": ""
+        if gpu.network is None
+        else f"{gpu.network.name}, {units.format_bytes_per_s(gpu.network.bytes_per_s)} one way",
+        "GPUs per node": str(gpu.gpus_per_node),
+        "Power": "" if gpu.power_w is None else units.format_watts(gpu.power_w),
+        "Price": ""
+        if gpu.price is None
+        else f"{units.format_usd(gpu.price.usd_per_hour)} per hour "
+        f"({gpu.price.source}, {gpu.price.date})",
+        "Assumed": "; ".join(gpu.assumed),
+        **_origin(gpu.provenance, gpu.notes),
+    }
+    data = {**gpu.model_dump(mode="json"), "kind": "gpu"}
+    return Description(f"{gpu.name} (GPU)", _stated(facts), data)
+
+
+def _profile(name: str) -> Description:
+    from dataclasses import asdict
+
+    from rtsim.profile import load_profile
+
+    profile = load_profile(name)
+    facts = {
+        "Stack": profile.stack,
+        "Fitted on": profile.gpu,
+        "Architecture": profile.architecture,
+        **{
+            f"[{section}]": _coefficients(profile, section)
+            for section in sorted(profile.coefficients)
+        },
+        **{f"{key} (provenance)": str(value) for key, value in profile.provenance.items()},
+    }
+    data = {**asdict(profile), "kind": "profile"}
+    return Description(f"{profile.name} (profile)", _stated(facts), data)
+
+
+def _coefficients(profile: Profile, section: str) -> str:
+    values = profile.coefficients[section]
+    return ", ".join(f"{name} {units.format_number(value)}" for name, value in values.items())
+
+
+def _origin(provenance: Provenance | None, notes: tuple[str, ...]) -> dict[str, str]:
+    facts = {}
+    if provenance is not None:
+        facts["Source"] = f"{provenance.source} ({provenance.kind}, {provenance.date})"
+        facts["Remarks"] = provenance.notes
+    return {**facts, "Notes": "; ".join(notes)}
+
+
+def _stated(facts: dict[str, str]) -> dict[str, str]:
+    return {name: text for name, text in facts.items() if text}

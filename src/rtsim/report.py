@@ -1,0 +1,455 @@
+"""Results as text for people and as JSON for programs: the only home of presentation.
+
+The JSON keys are a contract with other programs; times in seconds, sizes in bytes, fractions
+as fractions. Text is laid out for 80 columns and carries colour only on a terminal.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rtsim import units
+from rtsim.prediction import Interval, OperatorTime, Prediction
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from rtsim.validate import ErrorStats, FileErrors, MetricErrors, ValidationReport
+
+# Operators with a smaller share of the time are summed into one line of the text.
+SMALLEST_SHARE_SHOWN = 0.001
+_SECONDS_PER_HOUR = 3600.0
+_GROUPINGS_SHOWN = ("gpu", "stack", "model", "dtype", "regime")
+
+
+def prediction_to_json(p: Prediction) -> dict[str, Any]:
+    """The prediction as the JSON object of the `predict` contract."""
+    interval = p.interval_90
+    return {
+        "model": asdict(p.model),
+        "gpu": asdict(p.gpu),
+        "stack": p.stack,
+        "profile": p.profile,
+        "num_gpus": p.num_gpus,
+        "parallelism": asdict(p.parallelism),
+        "workload": asdict(p.workload),
+        "ttft_s": p.ttft_s,
+        "tpot_s": p.tpot_s,
+        "e2e_latency_s": p.e2e_latency_s,
+        "output_throughput": p.output_throughput,
+        "prefill_flops": p.prefill_flops,
+        "decode_flops": p.decode_flops,
+        "mfu": p.mfu,
+        "mbu": p.mbu,
+        "memory": asdict(p.memory),
+        "cost": None if p.cost is None else asdict(p.cost),
+        "energy_j": p.energy_j,
+        "interval_90": {
+            "ttft_s": _pair(interval.ttft_s),
+            "tpot_s": _pair(interval.tpot_s),
+            "e2e_latency_s": _pair(interval.e2e_latency_s),
+        },
+        "breakdown": [asdict(operator) for operator in p.breakdown],
+        "sources": list(p.sources),
+        "notes": list(p.notes),
+        "assumed": list(p.assumed),
+    }
+
+
+def _pair(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorLine:
+    """One operator of the text breakdown: prefill and decode together."""
+
+    operator: str
+    time_s: float
+    share_frac: float  # of the time of all operators
+    bound: str  # "compute/memory" where prefill and decode differ
+    flops: float
+    bytes: float
+
+
+def merge_phases(breakdown: Iterable[OperatorTime]) -> list[OperatorLine]:
+    """One line per operator, longest first; those below SMALLEST_SHARE_SHOWN share one."""
+    merged: dict[str, list[OperatorTime]] = {}
+    for row in breakdown:
+        merged.setdefault(row.operator, []).append(row)
+    total_s = sum(row.time_s for rows in merged.values() for row in rows)
+    lines = [_merged_line(name, rows, total_s) for name, rows in merged.items()]
+    lines.sort(key=lambda line: -line.time_s)
+    shown = [line for line in lines if line.share_frac >= SMALLEST_SHARE_SHOWN]
+    small = lines[len(shown) :]
+    if len(small) == 1:
+        shown += small
+    elif small:
+        shown.append(
+            OperatorLine(
+                f"{len(small)} smaller operators",
+                sum(line.time_s for line in small),
+                sum(line.share_frac for line in small),
+                "",
+                sum(line.flops for line in small),
+                sum(line.bytes for line in small),
+            )
+        )
+    return shown
+
+
+def _merged_line(name: str, rows: Sequence[OperatorTime], total_s: float) -> OperatorLine:
+    time_s = sum(row.time_s for row in rows)
+    in_order = sorted(rows, key=lambda row: row.phase != "prefill")
+    # A phase that takes no visible part of the operator's time has no say in what bounds it.
+    bounds = [row.bound for row in in_order if row.time_s > SMALLEST_SHARE_SHOWN * time_s]
+    return OperatorLine(
+        name,
+        time_s,
+        time_s / total_s if total_s > 0.0 else 0.0,
+        "/".join(dict.fromkeys(bounds)),
+        sum(row.flops for row in rows),
+        sum(row.bytes for row in rows),
+    )
+
+
+def prediction_view(p: Prediction) -> RenderableType:
+    """The prediction for a console: headline, memory, cost, breakdown, and where it comes from."""
+    from rich.console import Group
+    from rich.padding import Padding
+
+    parts: list[RenderableType] = [
+        _heading(_title(p)),
+        _workload_line(p),
+        "",
+        _two_columns(_metric_rows(p)),
+        "",
+        _breakdown_table(p),
+    ]
+    for heading, lines in (("Assumed", p.assumed), ("Notes", p.notes), ("Sources", p.sources)):
+        if lines:
+            parts += [
+                "",
+                _heading(heading),
+                *(Padding(_plain(line), (0, 0, 0, 2)) for line in lines),
+            ]
+    return Group(*parts)
+
+
+def _title(p: Prediction) -> str:
+    size = units.format_count(p.model.parameters)
+    if p.model.active_parameters != p.model.parameters:
+        size += f", {units.format_count(p.model.active_parameters)} active"
+    split = ", ".join(f"{k} {v}" for k, v in asdict(p.parallelism).items() if v > 1)
+    gpus = p.gpu.name if p.num_gpus == 1 else f"{p.num_gpus} x {p.gpu.name}"
+    return f"{p.model.name} ({size} parameters) on {gpus}" + (f", {split}" if split else "")
+
+
+def _workload_line(p: Prediction) -> str:
+    w = p.workload
+    formats = [w.dtype]
+    if w.kv_cache_dtype != w.dtype:
+        formats.append(f"KV cache {w.kv_cache_dtype}")
+    if w.quantization not in (None, "none"):
+        formats.append(f"weights {w.quantization}")
+    return (
+        f"batch {w.batch_size}, prompt {w.input_len}, output {w.output_len}, "
+        f"{', '.join(formats)}, stack {p.stack}"
+    )
+
+
+def _metric_rows(p: Prediction) -> list[tuple[str, str, str]]:
+    """(label, value, remark) of every figure above the breakdown."""
+    rows = [
+        ("Time to first token", units.format_seconds(p.ttft_s), _range(p.interval_90.ttft_s)),
+        _per_token_row(p),
+        (
+            "End-to-end latency",
+            units.format_seconds(p.e2e_latency_s),
+            _range(p.interval_90.e2e_latency_s),
+        ),
+        ("Output throughput", f"{units.format_number(p.output_throughput)} tokens/s", ""),
+        ("Compute utilization (MFU)", _percent(p.mfu), _peak(p)),
+        (
+            "Bandwidth utilization (MBU)",
+            _percent(p.mbu),
+            f"of {units.format_bytes_per_s(p.gpu.hbm_bytes_per_s)} per GPU",
+        ),
+        ("Prefill work", units.format_flops(p.prefill_flops), "all GPUs"),
+        ("Decode work", units.format_flops(p.decode_flops), "all GPUs"),
+        ("", "", ""),
+        *_memory_rows(p),
+        ("", "", ""),
+    ]
+    if p.cost is None:
+        rows.append(("Cost", "unknown", "no price is known for this GPU"))
+    else:
+        rows += [
+            (
+                "Cost per request",
+                units.format_usd(p.cost.usd_per_request),
+                f"at {units.format_usd(p.cost.usd_per_gpu_hour)} per GPU hour",
+            ),
+            (
+                "Cost per million tokens",
+                units.format_usd(p.cost.usd_per_million_output_tokens),
+                f"of output; price: {p.cost.source}",
+            ),
+        ]
+    if p.energy_j is not None:
+        watt_hours = units.format_number(p.energy_j / _SECONDS_PER_HOUR)
+        rows.append(("Energy", _joules(p.energy_j), f"{watt_hours} Wh"))
+    return rows
+
+
+def _per_token_row(p: Prediction) -> tuple[str, str, str]:
+    label = "Time per output token"
+    if p.tpot_s is None:
+        return (label, "-", "one token: it comes with the prompt")
+    return (label, units.format_seconds(p.tpot_s), _range(p.interval_90.tpot_s))
+
+
+def _peak(p: Prediction) -> str:
+    peak = units.format_flops_per_s(p.gpu.peak_flops_per_s)
+    return f"of {peak} per GPU ({p.workload.dtype}, dense)"
+
+
+def _memory_rows(p: Prediction) -> list[tuple[str, str, str]]:
+    memory = p.memory
+    verdict = f"of {units.format_bytes(memory.capacity_bytes)}: "
+    if memory.fits:
+        verdict += "fits"
+    elif memory.smallest_fitting_tp is not None:
+        verdict += f"DOES NOT FIT; it would at tp = {memory.smallest_fitting_tp}"
+    else:
+        verdict += "DOES NOT FIT, at any tp of one node"
+    return [
+        ("Memory per GPU", units.format_bytes(memory.used_bytes), verdict),
+        ("  weights", units.format_bytes(memory.weights_bytes), ""),
+        ("  KV cache", units.format_bytes(memory.kv_cache_bytes), ""),
+        ("  activations", units.format_bytes(memory.activation_bytes), ""),
+        ("  reserved", units.format_bytes(memory.reserved_bytes), ""),
+    ]
+
+
+def _range(interval: Interval | None) -> str:
+    if interval is None:
+        return ""
+    low, high = units.format_seconds(interval.low), units.format_seconds(interval.high)
+    return f"90% within {low} to {high}"
+
+
+def _percent(fraction: float) -> str:
+    return f"{100.0 * fraction:.1f}%"
+
+
+def _joules(energy_j: float) -> str:
+    kilojoules = energy_j / 1e3
+    return f"{units.format_number(energy_j)} J" if kilojoules < 1.0 else f"{kilojoules:,.3g} kJ"
+
+
+def _breakdown_table(p: Prediction) -> Table:
+    table = _table(
+        ("Operator", "left"),
+        ("Time", "right"),
+        ("Share", "right"),
+        ("Bound by", "left"),
+        ("FLOP", "right"),
+        ("Bytes", "right"),
+    )
+    for line in merge_phases(p.breakdown):
+        table.add_row(
+            line.operator,
+            units.format_seconds(line.time_s),
+            _percent(line.share_frac),
+            line.bound,
+            units.format_flops(line.flops).removesuffix("FLOP") if line.flops else "-",
+            units.format_bytes(line.bytes) if line.bytes else "-",
+        )
+    return table
+
+
+# Validation
+
+
+def validation_to_json(report: ValidationReport) -> dict[str, Any]:
+    """The JSON object of the `validate` contract; a figure without rows is null."""
+    return {"files": [_file_to_json(file) for file in report.files]}
+
+
+def _file_to_json(file: FileErrors) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "file": file.file,
+        "kind": file.kind,
+        "rows": file.rows,
+        "skipped": dict(file.skipped),
+    }
+    headline = file.metrics.get(file.headline)
+    body.update(_metric_to_json(headline) if headline else _stats_to_json(None))
+    if len(file.metrics) > 1:
+        body["metrics"] = {name: _metric_to_json(m) for name, m in file.metrics.items()}
+    if file.note:
+        body["note"] = file.note
+    return body
+
+
+def _metric_to_json(metric: MetricErrors) -> dict[str, Any]:
+    return {
+        **_stats_to_json(metric.total),
+        "by": {
+            grouping: {name: _stats_to_json(stats) for name, stats in groups.items()}
+            for grouping, groups in metric.by.items()
+        },
+        "worst": [asdict(row) for row in metric.worst],
+    }
+
+
+def _stats_to_json(stats: ErrorStats | None) -> dict[str, Any]:
+    if stats is None:
+        empty: dict[str, Any] = dict.fromkeys(("mape", "median_ape", "p90_ape", "bias"))
+        return {"predicted": 0, **empty, "coverage_90": None}
+    body = asdict(stats)
+    body["predicted"] = body.pop("rows")
+    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in body.items()}
+
+
+def validation_view(report: ValidationReport) -> RenderableType:
+    """Errors of every file, by group, with the worst rows."""
+    from rich.console import Group
+
+    parts: list[RenderableType] = []
+    for file in report.files:
+        parts += _file_view(file)
+    return Group(*parts)
+
+
+def _file_view(file: FileErrors) -> list[RenderableType]:
+    parts: list[RenderableType] = [_heading(f"{file.file}: {file.kind}, {file.rows} rows")]
+    if file.note:
+        parts.append(_plain(file.note))
+    parts += [_plain(f"skipped {count}: {reason}") for reason, count in file.skipped.items()]
+    for name, metric in file.metrics.items():
+        if metric.total is None:
+            continue
+        table = _table(
+            (name if len(file.metrics) > 1 else "", "left"),
+            ("Rows", "right"),
+            ("MAPE", "right"),
+            ("Median", "right"),
+            ("P90", "right"),
+            ("Bias", "right"),
+            ("In 90%", "right"),
+        )
+        _add_stats(table, "all", metric.total)
+        for grouping in _GROUPINGS_SHOWN:
+            for group, stats in metric.by.get(grouping, {}).items():
+                _add_stats(table, f"{grouping} {group}", stats)
+        parts += ["", table]
+        if metric.worst:
+            parts += ["", _worst_table(metric)]
+    parts.append("")
+    return parts
+
+
+def _add_stats(table: Table, label: str, stats: ErrorStats) -> None:
+    table.add_row(
+        label,
+        str(stats.rows),
+        _percent(stats.mape),
+        _percent(stats.median_ape),
+        _percent(stats.p90_ape),
+        f"{100.0 * stats.bias:+.1f}%",
+        "-" if math.isnan(stats.coverage_90) else _percent(stats.coverage_90),
+    )
+
+
+def _worst_table(metric: MetricErrors) -> Table:
+    table = _table(
+        ("Worst rows: line", "right"),
+        ("Measured", "right"),
+        ("Predicted", "right"),
+        ("Error", "right"),
+        ("What", "left"),
+    )
+    for row in metric.worst:
+        table.add_row(
+            str(row.line),
+            units.format_seconds(row.measured_s),
+            units.format_seconds(row.predicted_s),
+            f"{100.0 * row.error:+.1f}%",
+            " ".join(f"{name}={value}" for name, value in row.what.items()),
+        )
+    return table
+
+
+# Tables and consoles
+
+
+def facts_view(title: str, facts: Mapping[str, str]) -> RenderableType:
+    """A heading and aligned "name  value" lines, for `show`."""
+    from rich.console import Group
+
+    return Group(_heading(title), _two_columns([(name, text) for name, text in facts.items()]))
+
+
+def write(view: RenderableType) -> None:
+    """Print to standard output: colours and its own width on a terminal, else plain text."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(view)
+    else:
+        console.file.write(to_text(view))
+
+
+def to_text(view: RenderableType) -> str:
+    """The view as plain text, 80 columns wide, for a file or a pipe."""
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    Console(file=buffer, highlight=False, width=80, color_system=None).print(view)
+    return "".join(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
+
+
+def _plain(text: str) -> Text:
+    """Text that is printed as it is: brackets in it are no markup."""
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _heading(text: str) -> Text:
+    from rich.text import Text
+
+    return Text(text, style="bold")
+
+
+def _table(*columns: tuple[str, Literal["left", "right"]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for i, (name, side) in enumerate(columns):
+        # Only the text columns give way when the line is too long.
+        table.add_column(
+            name, justify=side, no_wrap=side == "right", overflow="fold" if i else "ellipsis"
+        )
+    return table
+
+
+def _two_columns(rows: Sequence[tuple[str, ...]]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    for i in range(1, max((len(row) for row in rows), default=1)):
+        table.add_column(justify="right" if i == 1 and len(rows[0]) > 2 else "left")
+    for row in rows:
+        table.add_row(*(_plain(cell) for cell in row))
+    return table
