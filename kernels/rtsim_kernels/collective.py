@@ -59,7 +59,7 @@ COLLECTIVE_FACTS = (
     ("network_bytes_per_s", np.float64),  # one way per GPU, between nodes
     ("multicast", np.float64),  # 1 = the switch can add and multicast
     ("direct_limit_bytes", np.float64),  # largest message taken by one-shot and two-shot kernels
-    ("staged", np.float64),  # 1 = the call copies the buffer once more (eager wrappers)
+    ("staged", np.float64),  # 1 = called alone from the host: issue time, one more buffer copy
 )
 
 COLLECTIVE_COEFFICIENTS = (
@@ -247,8 +247,8 @@ def collective_s(
                     latency_s = two_latency_s
     if c.staged > 0.0:
         seconds += 2.0 * message_bytes / device.hbm_bytes_per_s
-    if c.issue_s > seconds:
-        return c.issue_s, tables.BOUND_LATENCY
+        if c.issue_s > seconds:
+            return c.issue_s, tables.BOUND_LATENCY
     if seconds > 2.0 * latency_s:
         return seconds, tables.BOUND_LINK
     return seconds, tables.BOUND_LATENCY

@@ -14,6 +14,7 @@ First version; see the table OPERATORS for what each named operator counts.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,28 +23,46 @@ from . import tables
 from ._jit import jit
 
 POINTWISE = 0  # flat, vector loads: add, mul, gelu, relu
-ROW = 1  # a block per row, two or more passes: norms, softmax
-GATED = 2  # a block per row, one pass: silu_and_mul
-ROTARY = 3
-GATHER = 4  # embedding
-QUANTIZE = 5
-KIND_NAMES = ("pointwise", "row", "gated", "rotary", "gather", "quantize")
+NORM = 1  # a block per row, statistics first, one element per thread and turn: rmsnorm
+SOFTMAX = 2  # a block per row, kept in registers while the row is short
+GATED = 3  # a block per row, one pass: silu_and_mul
+ROTARY = 4  # a block per row
+GATHER = 5  # embedding
+QUANTIZE = 6  # flat: scaled conversion
+LAYER_NORM = 7  # as NORM, small blocks with vector loads (PyTorch)
+KIND_NAMES = (
+    "pointwise", "norm", "softmax", "gated", "rotary", "gather", "quantize", "layer_norm",
+)  # fmt: skip
 
 LANES_PER_SM = 128.0  # 4 schedulers issue one warp of 32 lanes each per clock (since Volta)
+REGISTER_ROW = 1024.0  # longest softmax row that a warp keeps in registers (PyTorch)
 
 _C = tables.Coefficient
+
 MEMORY_BOUND_COEFFICIENTS = (
+    _C(
+        "threads_per_sm",
+        2048.0,
+        0.2,
+        1024.0,
+        2048.0,
+        "threads",
+        "resident threads: 2048; 1536 for compute capability 8.6, 8.9, 12; 1024 for 7.5",
+    ),
     _C("launch_s", 2.0e-6, 0.5, 0.3e-6, 6e-5, "s", "shortest kernel: launch, drain, timer"),
     _C("stream_frac", 0.85, 0.1, 0.4, 1.0, "of hbm rate", "rate of long streams"),
-    _C("l2_bytes_per_clock_sm", 40.0, 0.3, 8.0, 128.0, "B/clock/SM", "rate of L2 hits"),
-    _C("resident_frac", 0.5, 0.4, 0.02, 1.5, "of L2", "share of L2 that keeps a previous result"),
-    _C("pointwise_lanes", 8.0, 0.5, 0.5, 100.0, "issue slots/element", "flat kernels"),
-    _C("row_lanes", 20.0, 0.5, 0.5, 300.0, "issue slots/element", "norms, softmax"),
-    _C("gated_lanes", 16.0, 0.5, 0.5, 300.0, "issue slots/element", "gated activations"),
-    _C("rotary_lanes", 20.0, 0.5, 0.5, 300.0, "issue slots/element", "rotary embedding"),
-    _C("gather_lanes", 100.0, 0.8, 0.5, 1000.0, "issue slots/element", "embedding lookup"),
-    _C("quantize_lanes", 16.0, 0.8, 0.5, 1000.0, "issue slots/element", "scaled conversion"),
-    _C("row_s", 3.0e-6, 0.5, 0.1e-6, 3e-5, "s", "latency of one row's reductions"),
+    _C("l2_bytes_per_clock", 24.0, 0.4, 4.0, 128.0, "B/clock/SM", "rate of L2 hits"),
+    _C("resident_frac", 0.6, 0.3, 0.05, 1.5, "of L2", "working set half of which is found in L2"),
+    _C("pointwise_slots", 15.0, 0.5, 1.0, 1000.0, "issue slots/element", "flat kernels"),
+    _C("norm_slots", 90.0, 0.5, 1.0, 1000.0, "issue slots/element", "norms"),
+    _C("layer_norm_slots", 60.0, 0.5, 1.0, 1000.0, "issue slots/element", "layer norm"),
+    _C("softmax_slots", 60.0, 0.5, 1.0, 1000.0, "issue slots/element", "softmax"),
+    _C("gated_slots", 90.0, 0.5, 1.0, 1000.0, "issue slots/element", "gated activations"),
+    _C("rotary_slots", 90.0, 0.5, 1.0, 1000.0, "issue slots/element", "rotary embedding"),
+    _C("gather_slots", 240.0, 0.5, 1.0, 2000.0, "issue slots/element", "embedding lookup"),
+    _C("quantize_slots", 20.0, 0.8, 1.0, 2000.0, "issue slots/element", "scaled conversion"),
+    _C("row_s", 1.5e-6, 0.5, 0.05e-6, 3e-5, "s", "latency of a row: reductions, first loads"),
+    _C("turn_s", 0.5e-6, 0.4, 0.02e-6, 5e-6, "s", "latency of one turn of a block over its row"),
     _C("crossover", 2.0, 0.3, 1.0, 8.0, "1", "exponent p of the rates against each other"),
 )
 MEMORY_BOUND = tables.coefficient_dtype(MEMORY_BOUND_COEFFICIENTS)
@@ -66,7 +85,7 @@ OPERATORS: dict[str, OperatorWork] = {
     "mul": OperatorWork(POINTWISE, 2, 1, 1),
     "div": OperatorWork(POINTWISE, 2, 1, 8),
     "pow": OperatorWork(POINTWISE, 2, 1, 40),
-    "add3": OperatorWork(POINTWISE, 3, 1, 2),
+    "add3": OperatorWork(POINTWISE, 4, 2, 2),  # two adds
     "copy": OperatorWork(POINTWISE, 1, 1, 0),
     "add_scalar": OperatorWork(POINTWISE, 1, 1, 1),
     "mul_scalar": OperatorWork(POINTWISE, 1, 1, 1),
@@ -78,9 +97,9 @@ OPERATORS: dict[str, OperatorWork] = {
     "silu": OperatorWork(POINTWISE, 1, 1, 15),
     "silu_and_mul": OperatorWork(GATED, 2, 1, 16),
     "gelu_and_mul": OperatorWork(GATED, 2, 1, 26),
-    "softmax": OperatorWork(ROW, 1, 1, 20),
-    "layernorm": OperatorWork(ROW, 1, 1, 8),
-    "rmsnorm": OperatorWork(ROW, 1, 1, 5),
+    "softmax": OperatorWork(SOFTMAX, 1, 1, 20),
+    "layernorm": OperatorWork(LAYER_NORM, 1, 1, 8),
+    "rmsnorm": OperatorWork(NORM, 1, 1, 5),
     "rope": OperatorWork(ROTARY, 1, 1, 4),
     "embedding": OperatorWork(GATHER, 1, 1, 0),
     "fp8_static_quantize": OperatorWork(QUANTIZE, 1, 1, 4),
@@ -107,19 +126,23 @@ def operator_bytes(
 
 
 @jit
-def _lanes(kind: int, memory: Any) -> float:
+def _slots(kind: int, memory: Any) -> Any:
     """Issue slots per element of a kind of kernel."""
     if kind == POINTWISE:
-        return memory.pointwise_lanes
-    if kind == ROW:
-        return memory.row_lanes
+        return memory.pointwise_slots
+    if kind == NORM:
+        return memory.norm_slots
+    if kind == SOFTMAX:
+        return memory.softmax_slots
     if kind == GATED:
-        return memory.gated_lanes
+        return memory.gated_slots
+    if kind == LAYER_NORM:
+        return memory.layer_norm_slots
     if kind == ROTARY:
-        return memory.rotary_lanes
+        return memory.rotary_slots
     if kind == GATHER:
-        return memory.gather_lanes
-    return memory.quantize_lanes
+        return memory.gather_slots
+    return memory.quantize_slots
 
 
 @jit
@@ -143,24 +166,48 @@ def memory_bound_s(
     if total_bytes <= 0.0:
         return 0.0, tables.BOUND_LATENCY
     elements = rows * cols
+    clock = device.clock_hz
+    slot_s = _slots(kind, memory) / (LANES_PER_SM * clock)  # per element on one SM
+    kept_bytes = memory.resident_frac * device.l2_bytes
+    latency_s = memory.launch_s
+    moved_bytes = total_bytes
+    if kind in (NORM, SOFTMAX, GATED, ROTARY, LAYER_NORM):
+        vector = 1.0
+        threads = 1024.0
+        if kind == LAYER_NORM:
+            vector = 4.0
+            threads = 128.0
+        elif kind == SOFTMAX:
+            vector = 4.0
+        elif kind == ROTARY:
+            vector = 2.0  # a pair per thread
+            threads = 512.0
+        threads = min(threads, 32.0 * math.ceil(cols / (32.0 * vector)))
+        per_sm = min(32.0, math.floor(memory.threads_per_sm / threads))
+        row_latency_s = memory.row_s + math.ceil(cols / (threads * vector)) * memory.turn_s
+        row_issue_s = cols * slot_s
+        wave_rows = device.sm_count * per_sm
+        waves = math.floor(rows / wave_rows)
+        rest = math.ceil((rows - waves * wave_rows) / device.sm_count)
+        issue_s = waves * max(row_latency_s, per_sm * row_issue_s)
+        if rest > 0.0:
+            issue_s += max(row_latency_s, rest * row_issue_s)
+        if kind in (NORM, LAYER_NORM) or (kind == SOFTMAX and cols > REGISTER_ROW):
+            # The second read of a row misses where the rows in flight exceed the L2.
+            in_flight = min(rows, wave_rows) / rows * read_bytes
+            moved_bytes += read_bytes * in_flight / (in_flight + kept_bytes)
+    else:
+        issue_s = elements * slot_s / device.sm_count
     # What stays in L2 neither comes from nor (yet) goes to memory.
-    kept = memory.resident_frac * device.l2_bytes
-    hit = min(1.0, kept / total_bytes)
-    cold_bytes = total_bytes - warm_frac * total_bytes * hit
-    memory_s = cold_bytes / (device.hbm_bytes_per_s * memory.stream_frac)
-    sm_rate = device.sm_count * device.clock_hz
-    l2_s = total_bytes / (sm_rate * memory.l2_bytes_per_clock_sm)
-    issue_s = elements * _lanes(kind, memory) / (sm_rate * LANES_PER_SM)
-    flops_s = flops / device.vector_flops_per_s
-    compute_s = max(issue_s, flops_s)
+    hit_frac = warm_frac / (1.0 + (total_bytes / kept_bytes) ** 2)
+    memory_s = moved_bytes * (1.0 - hit_frac) / (device.hbm_bytes_per_s * memory.stream_frac)
+    l2_s = moved_bytes / (device.sm_count * clock * memory.l2_bytes_per_clock)
+    compute_s = max(issue_s, flops / device.vector_flops_per_s)
     p = memory.crossover
     large = max(memory_s, l2_s, compute_s)
     work_s = large * ((memory_s / large) ** p + (l2_s / large) ** p + (compute_s / large) ** p) ** (
         1.0 / p
     )
-    latency_s = memory.launch_s
-    if kind == ROW:
-        latency_s += memory.row_s
     seconds = latency_s + work_s
     if work_s <= latency_s:
         return seconds, tables.BOUND_LATENCY
