@@ -178,6 +178,8 @@ def _layer(build: _Builder, model: ModelSpec, group: LayerGroup, traits: StackTr
         build.communicate(f"{name} all-reduce", collective.ALL_REDUCE, COLLECTIVE_TENSOR, tp,
                           per_node, per_token=hidden * build.element_bytes)  # fmt: skip
         if not traits.fused_norm:
+            if traits.eager_copies:
+                build.elementwise(f"{name} bias", "add_scalar", hidden)
             build.elementwise(f"{name} residual", "add", hidden)
 
     build.elementwise("attention norm", group.norm, hidden, adds_residual=traits.fused_norm)
@@ -196,6 +198,8 @@ def _attention(build: _Builder, model: ModelSpec, group: LayerGroup, traits: Sta
     kv_heads = max(1.0, attention.n_kv_heads / tp)  # replicated when there are fewer than ranks
     head_dim = attention.head_dim
     build.gemm("QKV projection", (heads + 2 * kv_heads) * head_dim, model.hidden_size)
+    if traits.eager_copies and attention.qkv_bias:
+        build.elementwise("QKV bias", "add_scalar", (heads + 2 * kv_heads) * head_dim)
     if attention.qk_norm:
         build.elementwise("QK norm", group.norm, head_dim, per_token=heads + kv_heads)
     if model.position == "rotary":
