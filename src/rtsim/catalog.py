@@ -23,7 +23,7 @@ _Spec = TypeVar("_Spec")
 
 # Plain paths: importlib.resources would load tempfile and zipfile to give the same path, a tenth
 # of what a fast command may take. The wheel is installed unpacked.
-_DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "data"
 _WORDS = {"models": "model", "gpus": "GPU"}
 _ALIASES_START = "aliases = ["
 
@@ -52,7 +52,7 @@ def resolve(kind: Kind, name: str) -> str:
     """The packaged name that `name` or alias stands for; UnknownName with the nearest."""
     index = _index(kind)
     found = index.get(fold(name))
-    if found is None and "/" in name:  # the owner before a model's name, as in openai/davinci
+    if found is None and kind == "models" and name.count("/") == 1:  # the owner: openai/davinci
         found = index.get(fold(name.rpartition("/")[2]))
     if found is None:
         others = {other: known for known, names in aliases(kind).items() for other in names}
@@ -146,12 +146,12 @@ def _packaged_gpu(name: str) -> GpuSpec:
 
 
 def _path(kind: Kind, name: str) -> Path:
-    return _DATA / kind / f"{name}.toml"
+    return DATA / kind / f"{name}.toml"
 
 
 @cache
 def _names_of(kind: Kind) -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in (_DATA / kind).glob("*.toml")))
+    return tuple(sorted(path.stem for path in (DATA / kind).glob("*.toml")))
 
 
 def _names(kind: Kind) -> list[str]:

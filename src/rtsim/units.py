@@ -53,8 +53,8 @@ BYTES = Quantity(
         "byte": 1.0,
         "bytes": 1.0,
     },
-    lowest=1.0,
-    highest=1e18,
+    lowest=1e4,
+    highest=1e16,
 )
 BYTES_PER_SECOND = Quantity(
     "a rate in bytes per second",

@@ -138,7 +138,7 @@ class GpuSpec(Spec):
     tensor_clock_hz: Hertz = FILLED_IN
     tensor_flops_per_clock_per_sm: _FlopsPerClock | None = None
 
-    memory_bytes: Bytes
+    memory_bytes: Annotated[Bytes, Field(ge=10**8)]  # no listed part has below 8 GB
     memory_type: str = ""
     hbm_bytes_per_s: BytesPerSecond
     l2_bytes: Bytes = FILLED_IN
@@ -225,10 +225,9 @@ class GpuSpec(Spec):
 
     @property
     def peak_16_bit_flops_per_s(self) -> float | None:
-        """The bf16 rate, else the fp16 rate (V100, T4)."""
-        if self.peak_bf16_flops_per_s is not None:
-            return self.peak_bf16_flops_per_s
-        return self.peak_fp16_flops_per_s
+        """The faster of the bf16 and fp16 rates; V100 has fp16 only, MI100 bf16 at half."""
+        rates = (self.peak_bf16_flops_per_s, self.peak_fp16_flops_per_s)
+        return max((rate for rate in rates if rate is not None), default=None)
 
     def peak_flops_per_s(self, dtype: str) -> float | None:
         """Dense peak for a dtype; None where the part has no such units."""
