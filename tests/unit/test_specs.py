@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from rtsim.catalog import load_gpu
 from rtsim.errors import SpecError
 from rtsim.specs import (
+    AttentionSpec,
     GpuSpec,
     LayerGroup,
     LinkSpec,
@@ -209,6 +213,47 @@ def test_json_round_trip() -> None:
         assert again == spec
 
 
+ODD_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=12),
+    st.dates(),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=3),
+)
+
+
+@settings(deadline=None)  # the first examples pay for imports
+@given(st.sampled_from(sorted(GpuSpec.model_fields)), ODD_VALUES)
+def test_any_value_in_any_field_of_a_gpu_is_taken_or_refused_in_one_line(
+    field: str, value: object
+) -> None:
+    data = {**a_gpu().model_dump(exclude_unset=True), field: value}
+    refusal = "g.toml: taken"
+    try:
+        GpuSpec.from_mapping(data, "g.toml")
+    except SpecError as error:
+        refusal = str(error)
+    assert refusal.startswith("g.toml: ")
+    assert "\n" not in refusal
+
+
+@settings(deadline=None)  # the first examples pay for imports
+@given(st.sampled_from(sorted(AttentionSpec.model_fields)), ODD_VALUES)
+def test_any_value_in_any_field_of_an_attention_is_taken_or_refused_in_one_line(
+    field: str, value: object
+) -> None:
+    refusal = "m: layers[0].attention taken"
+    try:
+        a_model(attention={field: value})
+    except SpecError as error:
+        refusal = str(error)
+    assert refusal.startswith("m: layers[0].attention")
+    assert "\n" not in refusal
+
+
 # ---- gpu ----
 
 
@@ -250,6 +295,10 @@ def test_a_sparse_peak_is_doubted() -> None:
     assert "sparse" in doubt
     (doubt,) = a_gpu(peak_fp8_flops_per_s="3957.8 TFLOPS").doubts()
     assert "fp8" in doubt
+    a40 = load_gpu("a40")  # GA102: half the tensor rate per SM of its family's GA100
+    assert a40.doubts() == ()
+    (doubt,) = a40.with_(peak_bf16_flops_per_s="299.4 TFLOP/s").doubts()
+    assert "sparse" in doubt
 
 
 def test_one_device_of_a_module() -> None:
@@ -313,6 +362,11 @@ def test_few_kv_heads_are_replicated_and_said() -> None:
     assert ParallelismSpec(tp=2).check_model(a_model()) == []
     (note,) = ParallelismSpec(tp=4).check_model(a_model())
     assert "2 KV heads are replicated over 4" in note
+
+
+def test_a_dense_model_has_no_experts_to_spread() -> None:
+    with pytest.raises(SpecError, match="ep = 2: must be 1, m has no experts"):
+        ParallelismSpec(tp=2, ep=2).check_model(a_model())
 
 
 def test_more_stages_than_layers() -> None:

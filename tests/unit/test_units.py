@@ -3,7 +3,7 @@
 import doctest
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtsim import units
@@ -86,6 +86,7 @@ def test_no_unit_text_means_two_quantities() -> None:
             assert seen.setdefault(text, quantity.name) == quantity.name
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=1e6, max_value=9e14))
 def test_what_is_formatted_can_be_read_again(rate: float) -> None:
     text = units.format_bytes_per_s(rate, digits=6)
@@ -108,3 +109,15 @@ def test_what_is_formatted_can_be_read_again(rate: float) -> None:
 )
 def test_format(text: str, wanted: str) -> None:
     assert text == wanted
+
+
+@settings(deadline=None)
+@given(st.text(max_size=20), st.sampled_from(units.QUANTITIES))
+def test_any_text_gives_a_plausible_number_or_a_value_error(
+    text: str, quantity: units.Quantity
+) -> None:
+    try:
+        value = units.parse(text, quantity)
+    except ValueError:
+        return
+    assert quantity.lowest <= value <= quantity.highest

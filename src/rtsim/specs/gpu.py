@@ -86,7 +86,8 @@ _FULL_RATE_FLOPS_PER_CLOCK_PER_SM = {
     "cdna3": 2048,
     "cdna4": 4096,
 }
-
+# NVIDIA parts with smaller tensor units than their family's data-centre chip: GA10x, GB20x.
+_FULL_RATE_BY_COMPUTE_CAPABILITY = {"8.6": 1024, "12.0": 1024}
 
 _Count = Annotated[int, WHOLE, Field(ge=1, le=100_000)]
 _PerNode = Annotated[int, WHOLE, Field(ge=1, le=1000)]
@@ -272,7 +273,9 @@ class GpuSpec(Spec):
         """
         found: list[str] = []
         peak = self.peak_16_bit_flops_per_s
-        per_clock = _FULL_RATE_FLOPS_PER_CLOCK_PER_SM.get(self.architecture)
+        per_clock = _FULL_RATE_BY_COMPUTE_CAPABILITY.get(
+            self.compute_capability, _FULL_RATE_FLOPS_PER_CLOCK_PER_SM.get(self.architecture)
+        )
         if peak is not None and per_clock is not None:
             most = per_clock * self.sm_count * max(self.clock_hz, self.tensor_clock_hz)
             if peak > most * (1.0 + _SPARSE_TOLERANCE):

@@ -71,6 +71,8 @@ class ParallelismSpec(Spec):
     def check_model(self, model: ModelSpec) -> list[str]:
         """Notes on how the split suits the model; SpecError where it is impossible."""
         notes: list[str] = []
+        if self.ep > 1:  # no MLP kind has experts yet
+            raise SpecError("ep", self.ep, f"must be 1, {model.name} has no experts")
         if self.pp > model.n_layers:
             raise SpecError(
                 "pp", self.pp, f"must be at most the {model.n_layers} layers of {model.name}"
