@@ -276,7 +276,8 @@ def _refuse_misnamed(path: str | Path, header: list[str], kind: Kind) -> None:
 
 
 def _absent(column: Column, rows: int) -> NDArray[Any]:
-    dtype: Any = {"text": np.str_, "count": np.int64}.get(column.type, np.float64)
+    # No dtype for text: np.str_ would cut it to one character.
+    dtype: Any = {"text": None, "count": np.int64}.get(column.type, np.float64)
     return np.full(rows, column.default, dtype)
 
 

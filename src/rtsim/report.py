@@ -132,7 +132,10 @@ def prediction_view(p: Prediction) -> RenderableType:
         "",
         _breakdown_table(p),
     ]
-    for heading, lines in (("Assumed", p.assumed), ("Notes", p.notes), ("Sources", p.sources)):
+    sources = list(p.sources)
+    if p.cost is not None:
+        sources.append(f"price: {p.cost.source}")
+    for heading, lines in (("Assumed", p.assumed), ("Notes", p.notes), ("Sources", sources)):
         if lines:
             parts += [
                 "",
@@ -199,7 +202,7 @@ def _metric_rows(p: Prediction) -> list[tuple[str, str, str]]:
             (
                 "Cost per million tokens",
                 units.format_usd(p.cost.usd_per_million_output_tokens),
-                f"of output; price: {p.cost.source}",
+                "of output",
             ),
         ]
     if p.energy_j is not None:
@@ -222,15 +225,15 @@ def _peak(p: Prediction) -> str:
 
 def _memory_rows(p: Prediction) -> list[tuple[str, str, str]]:
     memory = p.memory
-    verdict = f"of {units.format_bytes(memory.capacity_bytes)}: "
-    if memory.fits:
-        verdict += "fits"
-    elif memory.smallest_fitting_tp is not None:
-        verdict += f"DOES NOT FIT; it would at tp = {memory.smallest_fitting_tp}"
-    else:
-        verdict += "DOES NOT FIT, at any tp of one node"
+    verdict = "fits" if memory.fits else "DOES NOT FIT"
+    capacity = units.format_bytes(memory.capacity_bytes)
+    rows = [("Memory per GPU", units.format_bytes(memory.used_bytes), f"of {capacity}: {verdict}")]
+    if not memory.fits:
+        tp = memory.smallest_fitting_tp
+        answer = ("none", "within one node") if tp is None else (f"tp {tp}", "")
+        rows.append(("  smallest that fits", *answer))
     return [
-        ("Memory per GPU", units.format_bytes(memory.used_bytes), verdict),
+        *rows,
         ("  weights", units.format_bytes(memory.weights_bytes), ""),
         ("  KV cache", units.format_bytes(memory.kv_cache_bytes), ""),
         ("  activations", units.format_bytes(memory.activation_bytes), ""),
