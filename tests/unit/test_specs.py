@@ -358,6 +358,13 @@ def test_heads_must_divide_by_tp() -> None:
         ParallelismSpec(tp=3).check_model(a_model())
 
 
+@pytest.mark.parametrize(("kv_heads", "tp"), [(4, 6), (6, 4)])
+def test_kv_heads_must_divide_or_replicate_evenly(kv_heads: int, tp: int) -> None:
+    model = a_model(attention={"n_heads": 12, "n_kv_heads": kv_heads, "head_dim": 16})
+    with pytest.raises(SpecError, match=f"tp = {tp}: must divide, or be a multiple of"):
+        ParallelismSpec(tp=tp).check_model(model)
+
+
 def test_few_kv_heads_are_replicated_and_said() -> None:
     assert ParallelismSpec(tp=2).check_model(a_model()) == []
     (note,) = ParallelismSpec(tp=4).check_model(a_model())
