@@ -1,0 +1,86 @@
+"""Start-up budgets: what is imported, and CPU time with twice the slack."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+# CPU seconds allowed; the tests grant SLACK times as much to a busy or slow machine.
+SLACK = 2.0
+HELP_CPU_S = 0.15
+PREDICT_CPU_S = 0.5
+IMPORT_CPU_S = 0.05
+
+PROGRAM = "from rtsim.cli.main import run; status = run({arguments!r})"
+PREDICT = ["predict", "--arch", "gpt3-175b", "--gpu", "a100", "--tp", "8"]
+
+
+def imported_by(code: str) -> set[str]:
+    """Top-level modules that are loaded after running `code` in a fresh interpreter."""
+    code += (
+        "\nimport sys\nprint(*sorted({m.partition('.')[0] for m in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def cpu_s(code: str) -> float:
+    """Least CPU seconds of three runs, the start of the interpreter not counted."""
+    return max(0.0, _least_cpu_s(code) - _least_cpu_s("pass"))
+
+
+def _least_cpu_s(code: str) -> float:
+    def once() -> float:
+        before = os.times()
+        subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=True)
+        after = os.times()
+        user_s = after.children_user - before.children_user
+        return user_s + after.children_system - before.children_system
+
+    return min(once() for _ in range(3))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["list", "models"],
+        ["list", "gpus", "--json"],
+        ["list", "profiles"],
+        ["--version"],
+    ],
+)
+def test_fast_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    loaded = imported_by(PROGRAM.format(arguments=arguments))
+    assert "click" in loaded  # the program did run
+    assert loaded.isdisjoint({"numpy", "numba", "scipy", "pydantic", "rich", "rtsim_kernels"})
+
+
+def test_predict_imports_no_compiler() -> None:
+    loaded = imported_by(PROGRAM.format(arguments=PREDICT))
+    assert "rtsim_kernels" in loaded
+    assert loaded.isdisjoint({"numba", "scipy", "pandas", "pyarrow", "matplotlib"})
+
+
+def test_importing_the_package_imports_nothing() -> None:
+    plain = imported_by("pass")
+    allowed = {"rtsim", "typing", "types", "importlib"}
+    foreign = {m for m in imported_by("import rtsim") - plain if m not in sys.stdlib_module_names}
+    assert foreign <= allowed
+
+
+@pytest.mark.parametrize(
+    ("code", "budget_s"),
+    [
+        ("import rtsim", IMPORT_CPU_S),
+        (PROGRAM.format(arguments=["--help"]), HELP_CPU_S),
+        (PROGRAM.format(arguments=["list", "models"]), HELP_CPU_S),
+        (PROGRAM.format(arguments=PREDICT), PREDICT_CPU_S),
+    ],
+    ids=["import", "help", "list", "predict"],
+)
+def test_cpu_time(code: str, budget_s: float) -> None:
+    assert cpu_s(code) <= SLACK * budget_s
