@@ -35,6 +35,7 @@ KIND_NAMES = (
 )  # fmt: skip
 
 LANES_PER_SM = 128.0  # 4 schedulers issue one warp of 32 lanes each per clock (since Volta)
+RESIDENCY_EDGE = 4.0  # exponent: how sharply reuse is lost as a working set outgrows the L2
 REGISTER_ROW = 1024.0  # longest softmax row that a warp keeps in registers (PyTorch)
 
 _C = tables.Coefficient
@@ -52,7 +53,7 @@ MEMORY_BOUND_COEFFICIENTS = (
     _C("launch_s", 2.0e-6, 0.5, 0.3e-6, 6e-5, "s", "shortest kernel: launch, drain, timer"),
     _C("stream_frac", 0.85, 0.1, 0.4, 1.0, "of hbm rate", "rate of long streams"),
     _C("l2_bytes_per_clock", 24.0, 0.4, 4.0, 128.0, "B/clock/SM", "rate of L2 hits"),
-    _C("resident_frac", 0.6, 0.3, 0.05, 1.5, "of L2", "working set half of which is found in L2"),
+    _C("resident_frac", 0.8, 0.3, 0.05, 1.5, "of L2", "working set half of which is found in L2"),
     _C("pointwise_slots", 15.0, 0.5, 1.0, 1000.0, "issue slots/element", "flat kernels"),
     _C("norm_slots", 90.0, 0.5, 1.0, 1000.0, "issue slots/element", "norms"),
     _C("layer_norm_slots", 60.0, 0.5, 1.0, 1000.0, "issue slots/element", "layer norm"),
@@ -61,6 +62,7 @@ MEMORY_BOUND_COEFFICIENTS = (
     _C("rotary_slots", 90.0, 0.5, 1.0, 1000.0, "issue slots/element", "rotary embedding"),
     _C("gather_slots", 240.0, 0.5, 1.0, 2000.0, "issue slots/element", "embedding lookup"),
     _C("quantize_slots", 20.0, 0.8, 1.0, 2000.0, "issue slots/element", "scaled conversion"),
+    _C("block_s", 0.08e-6, 0.4, 1e-9, 1e-6, "s", "start of one block of threads on an SM"),
     _C("row_s", 1.5e-6, 0.5, 0.05e-6, 3e-5, "s", "latency of a row: reductions, first loads"),
     _C("turn_s", 0.5e-6, 0.4, 0.02e-6, 5e-6, "s", "latency of one turn of a block over its row"),
     _C("crossover", 2.0, 0.3, 1.0, 8.0, "1", "exponent p of the rates against each other"),
@@ -167,11 +169,14 @@ def memory_bound_s(
         return 0.0, tables.BOUND_LATENCY
     elements = rows * cols
     clock = device.clock_hz
-    slot_s = _slots(kind, memory) / (LANES_PER_SM * clock)  # per element on one SM
+    slots = _slots(kind, memory) + flops / elements
+    slot_s = slots / (LANES_PER_SM * clock)  # per element on one SM
     kept_bytes = memory.resident_frac * device.l2_bytes
     latency_s = memory.launch_s
     moved_bytes = total_bytes
-    if kind in (NORM, SOFTMAX, GATED, ROTARY, LAYER_NORM):
+    # What stays in L2 neither comes from nor (yet) goes to memory.
+    miss_frac = 1.0 - warm_frac / (1.0 + (total_bytes / kept_bytes) ** RESIDENCY_EDGE)
+    if kind in (NORM, SOFTMAX, GATED, ROTARY, LAYER_NORM, QUANTIZE):
         vector = 1.0
         threads = 1024.0
         if kind == LAYER_NORM:
@@ -182,10 +187,18 @@ def memory_bound_s(
         elif kind == ROTARY:
             vector = 2.0  # a pair per thread
             threads = 512.0
+        elif kind == QUANTIZE:
+            vector = 16.0
         threads = min(threads, 32.0 * math.ceil(cols / (32.0 * vector)))
         per_sm = min(32.0, math.floor(memory.threads_per_sm / threads))
-        row_latency_s = memory.row_s + math.ceil(cols / (threads * vector)) * memory.turn_s
-        row_issue_s = cols * slot_s
+        turns = math.ceil(cols / (threads * vector))
+        row_latency_s = turns * memory.turn_s * (1.0 + miss_frac)
+        if kind in (NORM, LAYER_NORM, SOFTMAX):
+            row_latency_s += memory.row_s
+        worked = cols
+        if kind in (NORM, GATED):
+            worked = turns * threads * vector  # warps past the end of the row still issue
+        row_issue_s = memory.block_s + worked * slot_s
         wave_rows = device.sm_count * per_sm
         waves = math.floor(rows / wave_rows)
         rest = math.ceil((rows - waves * wave_rows) / device.sm_count)
@@ -198,11 +211,9 @@ def memory_bound_s(
             moved_bytes += read_bytes * in_flight / (in_flight + kept_bytes)
     else:
         issue_s = elements * slot_s / device.sm_count
-    # What stays in L2 neither comes from nor (yet) goes to memory.
-    hit_frac = warm_frac / (1.0 + (total_bytes / kept_bytes) ** 2)
-    memory_s = moved_bytes * (1.0 - hit_frac) / (device.hbm_bytes_per_s * memory.stream_frac)
+    memory_s = moved_bytes * miss_frac / (device.hbm_bytes_per_s * memory.stream_frac)
     l2_s = moved_bytes / (device.sm_count * clock * memory.l2_bytes_per_clock)
-    compute_s = max(issue_s, flops / device.vector_flops_per_s)
+    compute_s = issue_s
     p = memory.crossover
     large = max(memory_s, l2_s, compute_s)
     work_s = large * ((memory_s / large) ** p + (l2_s / large) ** p + (compute_s / large) ** p) ** (
