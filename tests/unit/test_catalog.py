@@ -41,7 +41,7 @@ MEASUREMENT_NAMES = {
     "P4": "p4",
     "RTX-PRO-6000-SERVER": "rtx-pro-6000-server",
     "T4": "t4",
-    "V100-32GB": "v100-sxm2-32gb",
+    "V100-32GB": "v100-sxm3-32gb",
     "V100-PCIE-32GB": "v100-pcie-32gb",
     # short names that people type
     "v100": "v100-sxm2-32gb",

@@ -1,0 +1,295 @@
+"""Whole generations: from table rows to systems, and the stack-level coefficients on top.
+
+Kernel coefficients are fitted first, on kernel tables; whole generations then have only the host
+track and what the eager chain of small kernels adds left to explain, so few rows suffice.
+
+Split: the rows of a calibration table are the fitted ones; every other row is unseen. Which rows
+those are is decided by `choose_rows` from the sizes alone, before anything is fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rtsim_kernels import tables
+
+from rtsim.calibrate import Fit, fit_coefficients
+from rtsim.catalog import load_gpu
+from rtsim.predict import System
+from rtsim.profile import DECLARED, GROUPS, Profile, choose_profile
+from rtsim.specs.gpu import GpuSpec
+from rtsim.specs.model import ModelSpec
+from rtsim.specs.parallelism import ParallelismSpec
+
+Array = NDArray[np.float64]
+Columns = Mapping[str, NDArray[Any]]
+Coefficients = Mapping[str, Mapping[str, float]]
+
+# What the model of one step is not expected to explain, and the rounding of a table that is
+# printed to a millisecond (uniform: 1 ms / sqrt(12)).
+ROW_SIGMA = 0.03
+ROUNDING_S = 0.3e-3
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Rows of a generation table that share model, GPU, stack and parallelism.
+
+    rows: their indices in the table; the sizes and times are of those rows.
+    """
+
+    label: str
+    gpu: GpuSpec
+    stack: str
+    dtype: str
+    model: ModelSpec
+    parallelism: ParallelismSpec
+    rows: NDArray[np.intp]
+    batch: Array
+    prompt_tokens: Array
+    output_tokens: Array
+    runtime_s: Array
+
+    def take(self, chosen: NDArray[np.intp]) -> Configuration:
+        """The same with only the `chosen` of its rows (positions, not table indices)."""
+        return replace(
+            self,
+            **{
+                name: getattr(self, name)[chosen]
+                for name in ("rows", "batch", "prompt_tokens", "output_tokens", "runtime_s")
+            },
+        )
+
+    def system(self, profile: Profile | None = None) -> System:
+        """The system that the rows were measured on; the best profile where none is given."""
+        if profile is None:
+            profile, _ = choose_profile(self.gpu, self.stack)
+        return System(self.model, self.gpu, self.parallelism, profile=profile, dtype=self.dtype)
+
+
+_SHAPE = (
+    "gpu", "stack", "dtype", "model", "num_layers", "hidden_size", "num_heads", "num_kv_heads",
+    "head_dim", "ffn_size", "gated_mlp", "vocab_size", "max_positions", "tp", "pp", "num_gpus",
+)  # fmt: skip
+
+
+def configurations(columns: Columns) -> list[Configuration]:
+    """Group a generation table by system. The shape columns count, not the model's label.
+
+    Raises UnknownName for a GPU outside the catalogue, SpecError for an impossible shape.
+    """
+    keys = list(zip(*(columns[name].tolist() for name in _SHAPE), strict=True))
+    members: dict[tuple[Any, ...], list[int]] = {}
+    for i, key in enumerate(keys):
+        members.setdefault(key, []).append(i)
+    return [_configuration(columns, key, np.array(rows)) for key, rows in members.items()]
+
+
+def _configuration(
+    columns: Columns, key: tuple[Any, ...], rows: NDArray[np.intp]
+) -> Configuration:
+    shape = dict(zip(_SHAPE, key, strict=True))
+
+    def size(name: str) -> int:
+        return int(shape[name])
+
+    gated = bool(size("gated_mlp"))
+    model = ModelSpec.from_mapping(
+        {
+            "name": str(shape["model"]),
+            "hidden_size": size("hidden_size"),
+            "vocab_size": size("vocab_size"),
+            "max_positions": size("max_positions"),
+            # Blocks of the GPT-2 kind unless the MLP is gated, which came with LLaMA's.
+            "position": "rotary" if gated else "learned",
+            "tied_embeddings": not gated,
+            "dtype": str(shape["dtype"]),
+            "layers": [
+                {
+                    "count": size("num_layers"),
+                    "norm": "rmsnorm" if gated else "layernorm",
+                    "attention": {
+                        "n_heads": size("num_heads"),
+                        "n_kv_heads": size("num_kv_heads"),
+                        "head_dim": size("head_dim"),
+                        "qkv_bias": not gated,
+                        "out_bias": not gated,
+                    },
+                    "mlp": {
+                        "ffn_size": size("ffn_size"),
+                        "gated": gated,
+                        "activation": "silu" if gated else "gelu",
+                        "bias": not gated,
+                    },
+                }
+            ],
+        }
+    )
+    return Configuration(
+        label=str(shape["model"]),
+        gpu=load_gpu(str(shape["gpu"])),
+        stack=str(shape["stack"]),
+        dtype=str(shape["dtype"]),
+        model=model,
+        parallelism=ParallelismSpec(tp=size("tp"), pp=size("pp"), num_gpus=size("num_gpus")),
+        rows=rows,
+        batch=columns["batch"][rows].astype(float),
+        prompt_tokens=columns["prompt_tokens"][rows].astype(float),
+        output_tokens=columns["output_tokens"][rows].astype(float),
+        runtime_s=columns["runtime_s"][rows].astype(float),
+    )
+
+
+def choose_rows(configuration: Configuration, count: int) -> NDArray[np.intp]:
+    """Positions of `count` rows that cover a configuration: prompt passes first.
+
+    Four fifths are prompt passes alone (one output token), at prompts spread evenly over the
+    measured ones; the rest are the longest generations at prompts spread likewise, which hold
+    the decode step.
+    """
+    prompts, outputs = configuration.prompt_tokens, configuration.output_tokens
+    n_decode = max(1, round(count / 5)) if (outputs > 1).any() else 0
+    chosen: list[int] = []
+    for wanted, among in ((count - n_decode, outputs == 1), (n_decode, outputs == outputs.max())):
+        positions = np.flatnonzero(among)
+        positions = positions[np.argsort(prompts[positions], kind="stable")]
+        # The ends of the decode rows' prompts are rarer than their middle: quantile midpoints.
+        if wanted == n_decode:
+            spread = (np.arange(wanted) + 0.5) / wanted * (len(positions) - 1)
+        else:
+            spread = np.linspace(0, len(positions) - 1, wanted)
+        chosen += [int(positions[round(i)]) for i in spread]
+    return np.unique(chosen)
+
+
+# Fit ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """A coefficient that a stack fit may move: its section in the profile and declaration."""
+
+    section: str
+    coefficient: tables.Coefficient
+
+
+def host_freedoms() -> list[Freedom]:
+    """Every coefficient of the host track."""
+    return [Freedom("host", c) for c in DECLARED["host"]]
+
+
+def kernel_freedom(section: str, name: str, around: float, spread: float) -> Freedom:
+    """A kernel coefficient that whole generations may move a little from its kernel-level value.
+
+    Measured alone a kernel runs cooler and with its operands elsewhere than inside a model.
+    """
+    declared = next(c for c in DECLARED[section.partition(".")[0]] if c.name == name)
+    return Freedom(section, declared._replace(prior=around, spread=spread))
+
+
+def with_values(
+    base: Coefficients, freedoms: Sequence[Freedom], values: Iterable[float]
+) -> dict[str, dict[str, float]]:
+    """`base` with the freedoms set to `values`."""
+    merged = {section: dict(entries) for section, entries in base.items()}
+    for freedom, value in zip(freedoms, values, strict=True):
+        merged.setdefault(freedom.section, {})[freedom.coefficient.name] = float(value)
+    return merged
+
+
+def runtimes(configuration: Configuration, profile: Profile) -> Array:
+    """Predicted seconds by what they are owed to, shape (rows, groups)."""
+    system = configuration.system(profile)
+    return system.runtimes(
+        configuration.batch, configuration.prompt_tokens, configuration.output_tokens
+    ).sum(axis=1)
+
+
+def fit_stack(
+    fitted: Sequence[Configuration], profile: Profile, freedoms: Sequence[Freedom]
+) -> tuple[Profile, Fit]:
+    """Fit the freedoms to whole generations, starting from `profile`'s other coefficients."""
+    measured_s = np.concatenate([c.runtime_s for c in fitted])
+
+    def with_profile(values: Array) -> Profile:
+        return replace(profile, coefficients=with_values(profile.coefficients, freedoms, values))
+
+    def predicted(values: Array) -> Array:
+        candidate = with_profile(values)
+        return np.concatenate([runtimes(c, candidate).sum(axis=1) for c in fitted])
+
+    fit = fit_coefficients(
+        predicted,
+        measured_s,
+        tuple(freedom.coefficient for freedom in freedoms),
+        row_sigma=np.sqrt(ROW_SIGMA**2 + (ROUNDING_S / measured_s) ** 2),
+    )
+    return with_profile(fit.values), fit
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Rows predicted by a fit that did not see them."""
+
+    measured_s: Array
+    owed_s: Array  # predicted, (rows, groups)
+
+    @property
+    def log_error(self) -> Array:
+        """ln(measured / predicted)."""
+        return np.asarray(np.log(self.measured_s / self.owed_s.sum(axis=1)))
+
+
+def leave_one_out(
+    fitted: Sequence[Configuration], profile: Profile, freedoms: Sequence[Freedom]
+) -> LeftOut:
+    """Predict each configuration from a fit on the others."""
+    owed, measured = [], []
+    for left_out in fitted:
+        rest = [c for c in fitted if c is not left_out]
+        candidate, _ = fit_stack(rest, profile, freedoms)
+        owed.append(runtimes(left_out, candidate))
+        measured.append(left_out.runtime_s)
+    return LeftOut(np.concatenate(measured), np.concatenate(owed))
+
+
+def cross_validate(
+    fitted: Sequence[Configuration], profile: Profile, freedoms: Sequence[Freedom], folds: int = 5
+) -> LeftOut:
+    """Predict every `folds`-th row of each configuration from a fit on the other rows."""
+    owed, measured = [], []
+    for fold in range(folds):
+        inside = [c.take(np.flatnonzero(np.arange(len(c.rows)) % folds != fold)) for c in fitted]
+        candidate, _ = fit_stack(inside, profile, freedoms)
+        for c in fitted:
+            outside = c.take(np.flatnonzero(np.arange(len(c.rows)) % folds == fold))
+            owed.append(runtimes(outside, candidate))
+            measured.append(outside.runtime_s)
+    return LeftOut(np.concatenate(measured), np.concatenate(owed))
+
+
+def scale_sigmas(left_out: LeftOut, sigmas: Mapping[str, float], row_sigma: float) -> float:
+    """Factor on the groups' deviations with which 90 % of left-out rows fall in the interval.
+
+    Found by bisection: coverage never falls as the factor grows.
+    """
+    base = np.array([sigmas[group] for group in GROUPS])
+    total = left_out.owed_s.sum(axis=1)
+    spread = np.sqrt(((left_out.owed_s * base) ** 2).sum(axis=1)) / total
+    error = np.abs(left_out.log_error)
+
+    def coverage(factor: float) -> float:
+        return float((error <= 1.6449 * np.hypot(factor * spread, row_sigma)).mean())
+
+    low, high = 0.05, 20.0
+    for _ in range(40):
+        middle = np.sqrt(low * high)
+        if coverage(middle) < 0.9:
+            low = middle
+        else:
+            high = middle
+    return float(high)

@@ -1,0 +1,519 @@
+"""Assembly: specifications -> operator rows -> kernels -> Prediction.
+
+`System` is a model on GPUs with a stack: everything that does not depend on the workload is
+resolved once, when it is made. `System.times` is the bare answer, for planners that ask
+millions of times; `System.predict` adds memory, cost, energy, interval and breakdown.
+`predict` makes the system (kept for the next call) and asks it once.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import rtsim_kernels
+from numpy.typing import NDArray
+from rtsim_kernels import generation as interpreted_generation
+from rtsim_kernels import step as interpreted_step
+from rtsim_kernels import tables
+
+from rtsim.catalog import load_gpu, load_model
+from rtsim.errors import SpecError
+from rtsim.memory import memory_use
+from rtsim.operators import OperatorTable, lower
+from rtsim.prediction import (
+    Cost,
+    GpuSummary,
+    Interval,
+    Intervals,
+    ModelSummary,
+    OperatorTime,
+    ParallelismSummary,
+    Prediction,
+    WorkloadSummary,
+)
+from rtsim.profile import (
+    GROUPS,
+    Formats,
+    MachineRows,
+    Profile,
+    choose_profile,
+    load_profile,
+    machine_rows,
+    peak_for,
+)
+from rtsim.specs.dtype import dtype_bytes, weight_format
+from rtsim.specs.gpu import GpuSpec
+from rtsim.specs.model import ModelSpec
+from rtsim.specs.parallelism import ParallelismSpec
+from rtsim.specs.workload import WorkloadSpec
+
+Array = NDArray[np.float64]
+
+# 90 % of a normal distribution lies within this many deviations.
+_DEVIATIONS_90 = 1.6449
+# Narrow formats asked for as the dtype: activations stay in the model's own dtype and the
+# weights take this quantisation.
+_NARROW = {"fp8": "fp8", "int8": "int8_sq", "fp4": "nvfp4", "int4": "int4_wo"}
+# From this distance in log size on, a model counts as unlike any that was fitted: a factor 1.5
+# in one size.
+_UNLIKE_DISTANCE = math.log(1.5)
+
+
+class Times(NamedTuple):
+    """Seconds of one request. `tpot_s` is NaN when one token is generated."""
+
+    ttft_s: float
+    tpot_s: float
+    e2e_latency_s: float
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """One run of the kernels; the arrays have shape (operators, 2), see `step_s`."""
+
+    ttft_s: float
+    decode_s: float
+    prefill_times: Array
+    decode_times: Array
+
+
+class System:
+    """A model on GPUs with a software stack, ready to be timed at any workload.
+
+    Raises SpecError or UnknownName where the parts do not go together.
+    """
+
+    def __init__(
+        self,
+        model: ModelSpec,
+        gpu: GpuSpec,
+        parallelism: ParallelismSpec | None = None,
+        *,
+        profile: Profile | None = None,
+        stack: str | None = None,
+        dtype: str | None = None,
+        kv_cache_dtype: str | None = None,
+        quantization: str = "none",
+    ) -> None:
+        self.model = model
+        self.gpu = gpu
+        self.parallelism = parallelism or ParallelismSpec()
+        notes = [*model.notes, *gpu.notes, *self.parallelism.check(model, gpu)]
+        device = gpu.one_device()
+        if profile is None:
+            self.profile, remarks = choose_profile(gpu, stack)
+            notes += remarks
+        else:
+            if stack is not None and stack != profile.stack:
+                raise SpecError("stack", stack, f"profile {profile.name} is of {profile.stack}")
+            self.profile = profile
+        if dtype in _NARROW:
+            if quantization != "none":
+                raise SpecError("dtype", dtype, "name a narrow dtype or a quantization, not both")
+            quantization = _NARROW[dtype]
+            dtype = None
+        self.dtype = dtype or model.dtype
+        self.kv_dtype = kv_cache_dtype or self.dtype
+        self.quantization = quantization
+        self.weights = weight_format(quantization, self.dtype)
+        formats = Formats(self.dtype, self.kv_dtype, self.weights, quantization)
+        self.table: OperatorTable = lower(
+            model,
+            self.parallelism,
+            self.profile.traits,
+            dtype_bytes(self.dtype),
+            _gpus_joined(gpu),
+        )
+        self.rows: MachineRows = machine_rows(self.profile, device, formats, notes)
+        self.peak_flops_per_s = peak_for(device, self.dtype, [])
+        self.notes = tuple(dict.fromkeys(notes))
+        self._sigmas = self._scatter()
+        self._interpreted: tuple[Any, Any, Any] | None = None
+        self._compiled: Any = None
+        self._scratch = [np.zeros((len(self.table.rows), 2)) for _ in range(3)]
+
+    # Timing ----------------------------------------------------------------------------------
+
+    def times(self, batch_size: int, input_len: int, output_len: int) -> Times:
+        """The bare times of one workload through the compiled kernels; sizes are not checked.
+
+        Not for several threads at once (scratch arrays are kept); a system per thread is.
+        """
+        if self._compiled is None:
+            self._compiled = self._bind(rtsim_kernels.compiled())
+        run, operators, segments, machine = self._compiled
+        prefill_s, decode_s = run(
+            float(-(-batch_size // self.parallelism.dp)), float(input_len), float(output_len),
+            operators, segments, machine, *self._scratch,
+        )  # fmt: skip
+        tpot_s = decode_s / (output_len - 1) if output_len > 1 else math.nan
+        return Times(prefill_s, tpot_s, prefill_s + decode_s)
+
+    def _bind(self, kernels: ModuleType) -> tuple[Any, Any, Any, Any]:
+        machine = self.rows.compiled(kernels)
+        return kernels.generation.generation_s, self.table.rows, self.table.segments, machine
+
+    def _evaluate(self, n_sequences: int, input_len: int, output_len: int,
+                  compiled: bool) -> _Evaluation:  # fmt: skip
+        arrays = [np.zeros((len(self.table.rows), 2)) for _ in range(3)]
+        if compiled:
+            run, operators, segments, machine = self._bind(rtsim_kernels.compiled())
+        else:
+            run = interpreted_generation.generation_s
+            operators, segments, machine = self._plain()
+        ttft_s, decode_s = run(
+            float(n_sequences), float(input_len), float(output_len), operators, segments, machine,
+            *arrays,
+        )  # fmt: skip
+        return _Evaluation(ttft_s, decode_s, arrays[0], arrays[1])
+
+    def _plain(self) -> tuple[Any, Any, Any]:
+        if self._interpreted is None:
+            self._interpreted = (
+                tuple(tables.as_row(row) for row in self.table.rows),
+                tuple(tables.as_row(row) for row in self.table.segments),
+                self.rows.interpreted(),
+            )
+        return self._interpreted
+
+    # Interval --------------------------------------------------------------------------------
+
+    def _scatter(self) -> Array:
+        """Deviation of ln(measured / predicted) by group, for this model on this GPU."""
+        profile = self.profile
+        heads = self.model.layers[0].attention.n_heads
+        shape = (self.model.n_layers, self.model.hidden_size, heads, self.parallelism.tp)
+        unlike = min(1.0, profile.shape_distance(tuple(map(float, shape))) / _UNLIKE_DISTANCE)
+        variances = []
+        for group in GROUPS:
+            seen, unseen = profile.sigma_seen[group], profile.sigma_unseen[group]
+            variance = seen**2 + unlike * max(0.0, unseen**2 - seen**2)
+            if self.gpu.name != profile.gpu:
+                variance += profile.transfer_sigma[group] ** 2
+            variances.append(variance)
+        return np.sqrt(np.array(variances))
+
+    def interval_frac(self, owed: Array) -> Array:
+        """Half-width of the 90 % interval in ln(seconds), from the seconds owed to each group.
+
+        owed: (..., groups). Errors of a group go together, those of groups are independent.
+        """
+        total = owed.sum(axis=-1)
+        spread = ((owed * self._sigmas) ** 2).sum(axis=-1) / total**2
+        return np.asarray(_DEVIATIONS_90 * np.sqrt(spread + self.profile.sigma_row**2))
+
+    def runtimes(self, batch_size: Array, input_len: Array, output_len: Array) -> Array:
+        """Seconds of many workloads by what they are owed to, compiled.
+
+        Arrays (rows,) of sizes; returns (rows, 2, groups): prefill and decode, `profile.GROUPS`.
+        """
+        kernels = rtsim_kernels.compiled()
+        out = np.zeros((len(batch_size), 2, len(GROUPS)))
+        kernels.generation.generation_many(
+            np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.dp),
+            np.asarray(input_len, dtype=float),
+            np.asarray(output_len, dtype=float),
+            self.table.rows,
+            self.table.segments,
+            self.table.executions,
+            self.rows.compiled(kernels),
+            out,
+        )
+        return out
+
+    # Prediction ------------------------------------------------------------------------------
+
+    def predict(
+        self,
+        batch_size: int = 1,
+        input_len: int = 512,
+        output_len: int = 64,
+        *,
+        assumed: tuple[str, ...] = (),
+        compiled: bool | None = None,
+    ) -> Prediction:
+        """Everything about one workload; see `rtsim.prediction.Prediction`.
+
+        compiled: None uses the compiled kernels if they are loaded already.
+        """
+        workload = WorkloadSpec(batch_size=batch_size, input_len=input_len, output_len=output_len)
+        notes = [*self.notes, *workload.check_model(self.model)]
+        p = self.parallelism
+        n_sequences = -(-batch_size // p.dp)
+        if batch_size % p.dp:
+            notes.append(f"{batch_size} sequences over dp = {p.dp}: the fullest has {n_sequences}")
+        if compiled is None:
+            compiled = "rtsim_kernels_compiled" in sys.modules
+        run = self._evaluate(n_sequences, input_len, output_len, compiled)
+        memory = memory_use(
+            self.model, self.gpu.one_device(), p, self.profile.traits, weights=self.weights,
+            dtype=self.dtype, kv_dtype=self.kv_dtype, n_sequences=n_sequences,
+            input_len=input_len, last_context=workload.last_context,
+        )  # fmt: skip
+        if not memory.fits:
+            notes.append(_misfit(self.model, self.gpu, p.tp, memory.smallest_fitting_tp))
+        breakdown = self._breakdown(run, n_sequences, input_len, output_len)
+        replicas = p.tp * p.dp
+        flops = {
+            phase: replicas
+            * sum(row.flops for row in breakdown if row.phase == phase and row.bound != "host")
+            for phase in ("prefill", "decode")
+        }
+        kinds = dict(zip(self.table.names, self.table.rows["kind"], strict=True))
+        hbm_bytes = replicas * sum(
+            row.bytes for row in breakdown if kinds.get(row.operator) != tables.COLLECTIVE
+        )
+        e2e_s = run.ttft_s + run.decode_s
+        num_gpus = p.num_gpus
+        gpu_seconds = e2e_s * num_gpus
+        price = self.gpu.price
+        cost = None
+        if price is not None:
+            usd = gpu_seconds / 3600.0 * price.usd_per_hour
+            cost = Cost(
+                usd_per_request=usd / batch_size,
+                usd_per_million_output_tokens=usd / (batch_size * output_len) * 1e6,
+                usd_per_gpu_hour=price.usd_per_hour,
+                source=f"{price.source} ({price.date})",
+            )
+        else:
+            notes.append(f"no price is known for {self.gpu.name}: cost left out")
+        return Prediction(
+            model=ModelSummary(
+                self.model.name, self.model.parameters, self.model.active_parameters
+            ),
+            gpu=GpuSummary(
+                self.gpu.name, self.peak_flops_per_s, self.gpu.hbm_bytes_per_s,
+                float(self.gpu.memory_bytes), self.gpu.power_w,
+            ),
+            stack=self.profile.stack,
+            profile=self.profile.name,
+            num_gpus=num_gpus,
+            parallelism=ParallelismSummary(p.tp, p.pp, p.ep, p.dp),
+            workload=WorkloadSummary(
+                batch_size, input_len, output_len, self.dtype, self.kv_dtype,
+                None if self.quantization == "none" else self.quantization,
+            ),
+            ttft_s=run.ttft_s,
+            tpot_s=run.decode_s / (output_len - 1) if output_len > 1 else None,
+            e2e_latency_s=e2e_s,
+            output_throughput=batch_size * output_len / e2e_s,
+            prefill_flops=flops["prefill"],
+            decode_flops=flops["decode"],
+            mfu=sum(flops.values()) / (gpu_seconds * self.peak_flops_per_s),
+            mbu=hbm_bytes / (gpu_seconds * self.gpu.one_device().hbm_bytes_per_s),
+            memory=memory,
+            cost=cost,
+            energy_j=None if self.gpu.power_w is None else gpu_seconds * self.gpu.power_w,
+            interval_90=self._intervals(run, output_len),
+            breakdown=breakdown,
+            sources=self._sources(),
+            notes=tuple(dict.fromkeys(notes)),
+            assumed=assumed,
+        )  # fmt: skip
+
+    def _owed(self, seconds: float, times: Array) -> Array:
+        out = np.zeros(len(GROUPS))
+        interpreted_generation.owed(
+            seconds, times, self._plain()[0], self.table.executions, out
+        )
+        return out
+
+    def _intervals(self, run: _Evaluation, output_len: int) -> Intervals:
+        prefill = self._owed(run.ttft_s, run.prefill_times)
+        decode = self._owed(run.decode_s, run.decode_times)
+
+        def around(owed: Array, per: float) -> Interval:
+            seconds = float(owed.sum()) / per
+            factor = math.exp(float(self.interval_frac(owed)))
+            return Interval(seconds / factor, seconds * factor)
+
+        return Intervals(
+            ttft_s=around(prefill, 1.0),
+            tpot_s=around(decode, output_len - 1.0) if output_len > 1 else None,
+            e2e_latency_s=around(prefill + decode, 1.0),
+        )
+
+    def _breakdown(self, run: _Evaluation, n_sequences: int, input_len: int,
+                   output_len: int) -> tuple[OperatorTime, ...]:  # fmt: skip
+        operators, _, machine = self._plain()
+        steps = output_len - 1
+        # Contexts of the decode steps: input_len + 1 ... input_len + steps.
+        mean_context = input_len + (steps + 1) / 2
+        phases = [("prefill", run.ttft_s, run.prefill_times, float(input_len), 1)]
+        if steps:
+            phases.append(("decode", run.decode_s, run.decode_times, 1.0, steps))
+        rows: list[OperatorTime] = []
+        for phase, total_s, times, new_tokens, repeats in phases:
+            busy_s = 0.0
+            for i, operator in enumerate(operators):
+                executions = float(self.table.executions[i])
+                context = float(input_len) if phase == "prefill" else mean_context
+                if phase == "decode" and operator.window:
+                    context = _mean_window(input_len, steps, operator.window)
+                sizes = (operator, float(n_sequences), new_tokens, context, machine)
+                flops, moved = interpreted_step.operator_work(*sizes)
+                _, bound = interpreted_step.operator_s(*sizes)
+                seconds = float(times[i, 0]) * executions
+                busy_s += seconds
+                count = round(executions * repeats)
+                rows.append(
+                    OperatorTime(
+                        self.table.names[i], phase, count, seconds,  # type: ignore[arg-type]
+                        tables.BOUND_NAMES[bound],  # type: ignore[arg-type]
+                        flops * count, moved * count,
+                    )  # fmt: skip
+                )
+            rows.append(
+                OperatorTime("GPU waits for host", phase, repeats,  # type: ignore[arg-type]
+                             max(0.0, total_s - busy_s), "host", 0.0, 0.0)  # fmt: skip
+            )
+        return tuple(rows)
+
+    def _sources(self) -> tuple[str, ...]:
+        found = [f"profile {self.profile.name}: {self.profile.provenance.get('source', 'own')}"]
+        for what, spec in (("GPU", self.gpu), ("model", self.model)):
+            origin = spec.provenance
+            if origin is not None:
+                found.append(f"{what} {spec.name}: {origin.source} ({origin.date})")
+        return tuple(found)
+
+
+def _mean_window(input_len: int, steps: int, window: float) -> float:
+    """Mean over the decode steps of the keys seen through a window."""
+    contexts = np.arange(input_len + 1, input_len + steps + 1)
+    return float(np.minimum(contexts, window).mean())
+
+
+def _gpus_joined(gpu: GpuSpec) -> int:
+    """GPUs that reach each other without the network: of the node, or of the link's domain."""
+    return max(gpu.gpus_per_node, gpu.link.domain_size if gpu.link else 1)
+
+
+def _misfit(model: ModelSpec, gpu: GpuSpec, tp: int, smallest: int | None) -> str:
+    advice = (
+        f"the smallest tensor parallelism that fits is --tp {smallest}"
+        if smallest is not None
+        else "no tensor parallelism within a node fits: try --pp or a narrower --quantization"
+    )
+    return f"does not fit: {model.name} at tp = {tp} is too large for {gpu.name}; {advice}"
+
+
+@lru_cache(maxsize=128)
+def system(
+    arch: str | ModelSpec,
+    gpu: str | GpuSpec,
+    tp: int | None = None,
+    pp: int | None = None,
+    ep: int | None = None,
+    dp: int | None = None,
+    num_gpus: int | None = None,
+    stack: str | None = None,
+    profile: str | None = None,
+    dtype: str | None = None,
+    kv_cache_dtype: str | None = None,
+    quantization: str | None = None,
+) -> System:
+    """The System of these names or specifications, kept for the next call with the same."""
+    model = arch if isinstance(arch, ModelSpec) else load_model(arch)
+    device = gpu if isinstance(gpu, GpuSpec) else load_gpu(gpu)
+    degrees = {"tp": tp, "pp": pp, "ep": ep, "dp": dp, "num_gpus": num_gpus}
+    given = {name: value for name, value in degrees.items() if value is not None}
+    # Names are checked here, where their field names are known.
+    formats = WorkloadSpec.from_mapping(
+        {
+            name: value
+            for name, value in (
+                ("dtype", dtype),
+                ("kv_cache_dtype", kv_cache_dtype),
+                ("quantization", quantization),
+            )
+            if value is not None
+        }
+    )
+    return System(
+        model,
+        device,
+        ParallelismSpec.from_mapping(given),
+        profile=load_profile(profile) if profile is not None else None,
+        stack=stack,
+        dtype=formats.dtype,
+        kv_cache_dtype=formats.kv_cache_dtype,
+        quantization=formats.quantization,
+    )
+
+
+def predict(
+    arch: str | Path | ModelSpec,
+    gpu: str | Path | GpuSpec,
+    *,
+    num_gpus: int | None = None,
+    tp: int | None = None,
+    pp: int | None = None,
+    ep: int | None = None,
+    dp: int | None = None,
+    stack: str | None = None,
+    profile: str | None = None,
+    batch_size: int | None = None,
+    input_len: int | None = None,
+    output_len: int | None = None,
+    dtype: str | None = None,
+    kv_cache_dtype: str | None = None,
+    quantization: str | None = None,
+    compiled: bool | None = None,
+) -> Prediction:
+    """Predict one generation: `batch_size` prompts of `input_len` tokens, `output_len` each.
+
+    arch, gpu: catalogue names, paths of .toml files, or specifications. What is None takes a
+    default, named in `Prediction.assumed`: prompt 512, output 64, batch 1, one GPU, the model's
+    own dtype, and the stack with the best evidence for the GPU. `compiled` as in
+    `System.predict`. Raises RtsimError (SpecError, UnknownName, DataError) on bad input.
+
+    >>> result = predict("gpt3-175b", "a100", tp=8, output_len=1)
+    >>> result.tpot_s is None
+    True
+    """
+    chosen = system(
+        str(arch) if isinstance(arch, Path) else arch,
+        str(gpu) if isinstance(gpu, Path) else gpu,
+        tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,
+    )  # fmt: skip
+    asked = {"batch_size": batch_size, "input_len": input_len, "output_len": output_len}
+    workload = WorkloadSpec.from_mapping({k: v for k, v in asked.items() if v is not None})
+    assumed: list[str] = []
+    if stack is None and profile is None:
+        evidence = "best evidence for this GPU" if chosen.profile.gpu == chosen.gpu.name else (
+            "nearest GPU with measurements"
+        )  # fmt: skip
+        assumed.append(f"stack = {chosen.profile.stack} ({evidence})")
+    if all(degree is None for degree in (tp, pp, dp, num_gpus)):
+        assumed.append("tp = 1 (one GPU)")
+    assumed += [
+        f"{name} = {getattr(workload, name)} (default)"
+        for name, value in asked.items()
+        if value is None
+    ]
+    if dtype is None:
+        assumed.append(f"dtype = {chosen.dtype} (the model's own)")
+    return chosen.predict(
+        workload.batch_size,
+        workload.input_len,
+        workload.output_len,
+        assumed=tuple(assumed),
+        compiled=compiled,
+    )
+
+
+def warm_up() -> None:
+    """Compile the kernels, or load them from the cache on disk."""
+    chosen = system("gpt3-6.7b", "a100-sxm4-80gb")
+    chosen.times(1, 128, 8)
+    one = np.ones(1)
+    chosen.runtimes(one, one, one)
