@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from rtsim.measurement_schema import KINDS
 from rtsim.measurements import UNKNOWN_KIND, Columns, Table, read_table
+from rtsim.row_times import RowTimes
 
 Array = NDArray[np.float64]
 
@@ -29,29 +30,13 @@ WORST_ROWS = 5
 REPEATED_ROW = "repeats an earlier row"
 
 
-@dataclass(frozen=True)
-class RowTimes:
-    """Measured and predicted seconds of every row of a table, NaN where there is none.
-
-    `skip` says why a row is not predicted, "" where it is. `regime` is an optional label of the
-    size of each row, to see where the errors are. Arrays of one element per row.
-    """
-
-    measured_s: Array
-    predicted_s: Array
-    low_s: Array  # of the 90% interval; NaN: no interval
-    high_s: Array
-    skip: NDArray[np.str_]
-    regime: NDArray[np.str_] | None = None
-
-
 # (columns, profile name or None for the best evidence) -> times by metric. Where there are
 # several metrics the last one is the file's own.
 Predictor = Callable[[Columns, str | None], Mapping[str, RowTimes]]
 
 # kind -> "module:function", imported on use.
 _PREDICTORS: dict[str, str] = {
-    "generation": "rtsim.validate_generation:predict_rows",
+    "generation": "rtsim.fitting.generation_rows:predict_rows",
 }
 
 

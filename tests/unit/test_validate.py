@@ -14,6 +14,7 @@ import rtsim
 from rtsim.errors import DataError
 from rtsim.measurements import Columns
 from rtsim.report import to_text, validation_to_json, validation_view
+from rtsim.row_times import RowTimes
 
 validation = sys.modules[rtsim.validate.__module__]
 
@@ -27,11 +28,11 @@ H100,odd,fp16,,100,1,1,100
 """
 
 
-def predict_m(columns: Columns, profile: str | None) -> Mapping[str, validation.RowTimes]:
+def predict_m(columns: Columns, profile: str | None) -> Mapping[str, RowTimes]:
     predicted = columns["m"] * 1e-6
     skip = np.where(columns["stack"] == "odd", "unknown stack odd", "")
     return {
-        "time": validation.RowTimes(
+        "time": RowTimes(
             columns["time_us"] * 1e-6, predicted, predicted / 1.2, predicted * 1.2, skip
         )
     }
@@ -92,12 +93,10 @@ def test_json_has_the_contract_keys(gemm: Path) -> None:
 
 
 def test_two_metrics_and_no_interval(gemm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def predict_two(columns: Columns, profile: str | None) -> Mapping[str, validation.RowTimes]:
+    def predict_two(columns: Columns, profile: str | None) -> Mapping[str, RowTimes]:
         nothing = np.full(4, np.nan)
         one = predict_m(columns, profile)["time"]
-        other = validation.RowTimes(
-            one.measured_s, one.measured_s * 2, nothing, nothing, np.full(4, "")
-        )
+        other = RowTimes(one.measured_s, one.measured_s * 2, nothing, nothing, np.full(4, ""))
         return {"ttft": one, "tpot": other}
 
     monkeypatch.setattr(validation, "_predictor", lambda kind: predict_two)
