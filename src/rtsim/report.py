@@ -355,7 +355,7 @@ def _file_view(file: FileErrors) -> list[RenderableType]:
                 _add_stats(table, f"{grouping} {group}", stats)
         parts += ["", table]
         if metric.worst:
-            parts += ["", _worst_table(metric)]
+            parts += ["", *_worst_view(metric)]
     parts.append("")
     return parts
 
@@ -372,7 +372,12 @@ def _add_stats(table: Table, label: str, stats: ErrorStats) -> None:
     )
 
 
-def _worst_table(metric: MetricErrors) -> Table:
+def _worst_view(metric: MetricErrors) -> list[RenderableType]:
+    """The worst rows; what they all have in common is said once."""
+    rows = [row.what for row in metric.worst]
+    common = {k: v for k, v in rows[0].items() if all(what.get(k) == v for what in rows)}
+    if len(rows) == 1:
+        common = {}
     table = _table(
         ("Worst rows: line", "right"),
         ("Measured", "right"),
@@ -386,9 +391,13 @@ def _worst_table(metric: MetricErrors) -> Table:
             units.format_seconds(row.measured_s),
             units.format_seconds(row.predicted_s),
             f"{100.0 * row.error:+.1f}%",
-            " ".join(f"{name}={value}" for name, value in row.what.items()),
+            _plain(_listed({k: v for k, v in row.what.items() if k not in common})),
         )
-    return table
+    return [table] if not common else [table, _plain(f"all of them: {_listed(common)}")]
+
+
+def _listed(facts: Mapping[str, str | int | float]) -> str:
+    return " ".join(f"{name}={value}" for name, value in facts.items())
 
 
 # Tables and consoles
