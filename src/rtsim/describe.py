@@ -165,7 +165,12 @@ def _profile(name: str) -> Description:
             f"[{section}]": _coefficients(profile, section)
             for section in sorted(profile.coefficients)
         },
-        **{f"{key} (provenance)": str(value) for key, value in profile.provenance.items()},
+        **{
+            key.replace("_", " ").capitalize(): ", ".join(map(str, value))
+            if isinstance(value, list | tuple)
+            else str(value)
+            for key, value in profile.provenance.items()
+        },
     }
     data = {**asdict(profile), "kind": "profile"}
     return Description(f"{profile.name} (profile)", _stated(facts), data)

@@ -374,26 +374,20 @@ def _add_stats(table: Table, label: str, stats: ErrorStats) -> None:
 
 def _worst_view(metric: MetricErrors) -> list[RenderableType]:
     """The worst rows; what they all have in common is said once."""
+    from rich.padding import Padding
+
     rows = [row.what for row in metric.worst]
     common = {k: v for k, v in rows[0].items() if all(what.get(k) == v for what in rows)}
-    if len(rows) == 1:
-        common = {}
-    table = _table(
-        ("Worst rows: line", "right"),
-        ("Measured", "right"),
-        ("Predicted", "right"),
-        ("Error", "right"),
-        ("What", "left"),
-    )
+    parts: list[RenderableType] = [_heading("Worst rows")]
+    if len(rows) > 1 and common:
+        parts.append(Padding(_plain(f"all: {_listed(common)}"), (0, 0, 0, 2)))
     for row in metric.worst:
-        table.add_row(
-            str(row.line),
-            units.format_seconds(row.measured_s),
-            units.format_seconds(row.predicted_s),
-            f"{100.0 * row.error:+.1f}%",
-            _plain(_listed({k: v for k, v in row.what.items() if k not in common})),
-        )
-    return [table] if not common else [table, _plain(f"all of them: {_listed(common)}")]
+        own = {k: v for k, v in row.what.items() if len(rows) == 1 or k not in common}
+        measured = units.format_seconds(row.measured_s)
+        predicted = units.format_seconds(row.predicted_s)
+        text = f"line {row.line}: {100.0 * row.error:+.1f}%, {predicted} for {measured} measured"
+        parts.append(Padding(_plain(f"{text}; {_listed(own)}"), (0, 0, 0, 2)))
+    return parts
 
 
 def _listed(facts: Mapping[str, str | int | float]) -> str:
