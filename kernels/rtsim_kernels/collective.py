@@ -34,6 +34,7 @@ Sources: NCCL documentation (algorithms, protocols, bus bandwidth), measured fit
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -86,9 +87,10 @@ COLLECTIVE_COEFFICIENTS = (
         "flags are used up to this wire time per hop and one more",
     ),
     _C("switch_frac", 0.7, 0.2, 0.1, 1.0, "of link rate", "rate of in-switch reduction"),
-    _C("pcie_frac", 0.75, 0.15, 0.05, 1.0, "of PCIe rate", "rate between GPUs over PCIe"),
+    _C("pcie_frac", 0.75, 0.3, 0.05, 1.0, "of PCIe rate", "rate between GPUs over PCIe"),
     _C("sharing", 0.5, 1.0, 0.01, 2.5, "1", "how far PCIe crossings share one host path"),
     _C("network_frac", 0.75, 0.3, 0.02, 1.0, "of network rate", "rate between nodes"),
+    _C("network_ports", 8.0, 0.7, 0.5, 64.0, "GPUs", "GPUs of a node whose network rates add up"),
     _C("network_hop_s", 12e-6, 0.6, 1e-6, 2e-4, "s", "per hop between nodes"),
     _C("crossover", 0.9, 0.1, 0.4, 2.0, "1", "exponent p of latency against wire time"),
     _C("issue_s", 25e-6, 0.5, 1e-7, 2e-4, "s", "host time to issue the call when launched eagerly"),
@@ -183,9 +185,8 @@ def _library_s(
         if low_s < best_s:
             best_s = low_s
             best_latency_s = spread_latency_s
-    one_channel_s = flag_latency_s + hops * chunk_bytes / (
-        c.block_bytes_per_clock * device.clock_hz
-    )
+    channel_rate = c.block_bytes_per_clock * device.clock_hz
+    one_channel_s = flag_latency_s + max(hops * chunk_bytes / channel_rate, wire_s / c.flag_frac)
     if one_channel_s < best_s:
         best_s = one_channel_s
         best_latency_s = flag_latency_s
@@ -212,7 +213,8 @@ def collective_s(
     local = min(ranks, max(1.0, ranks_per_node))
     if local < ranks:
         nodes = ranks / local
-        network = c.network_bytes_per_s * c.network_frac * local
+        ports = local / math.sqrt(1.0 + (local / c.network_ports) ** 2)
+        network = c.network_bytes_per_s * c.network_frac * ports
         rate = network
         if local > 1.0:
             rate = min(network, _node_rate(local, c))
@@ -232,7 +234,7 @@ def collective_s(
                 if switch_s < seconds:
                     seconds = switch_s
                     latency_s = switch_latency_s
-            if message_bytes <= c.direct_limit_bytes:
+            if message_bytes <= c.direct_limit_bytes and ranks <= max(2.0, c.link_domain):
                 barrier_s = ranks * c.direct_peer_s
                 direct = rate * c.direct_frac
                 one_latency_s = c.direct_floor_s + barrier_s
