@@ -342,3 +342,25 @@ def test_full_disk_is_an_error() -> None:
     assert result.returncode in (1, 2)
     assert result.stderr.count(b"\n") == 1
     assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("arguments", ["list models >&-", "show a100 | head -n 1 >/dev/null"])
+def test_odd_outputs_leave_no_traceback(arguments: str) -> None:
+    command = f"'{sys.executable}' -c 'from rtsim.cli.main import main; main()' {arguments}"
+    result = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, check=False)
+    assert b"Traceback" not in result.stderr
+
+
+def test_narrow_encodings_are_no_fault() -> None:
+    command = [sys.executable, "-c", "from rtsim.cli.main import main; main()", "show", "µ"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    result = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr.count(b"\n") == 1
+
+
+def test_warmup(rtsim) -> None:
+    result = rtsim("warmup")
+    assert result.status == 0
+    assert result.out.startswith("compiled kernels ready after ")
+    assert result.out.count("\n") == 1

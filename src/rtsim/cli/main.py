@@ -7,6 +7,7 @@ Exit status: 0 answered, 2 bad input, 1 anything else. `RTSIM_DEBUG=1` shows tra
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -91,9 +92,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; every error becomes one line on standard error. The exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without, say, "µ" gets a "?"
     try:
         status = cli.main(arguments, prog_name="rtsim", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by `>&-`
+            sys.stdout.flush()
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except BrokenPipeError:
