@@ -2,8 +2,8 @@
 
     >>> import rtsim
     >>> result = rtsim.predict("gpt3-175b", "a100", tp=8, input_len=512, output_len=64)
-    >>> result.e2e_latency_s > result.ttft_s
-    True
+    >>> result.num_gpus, result.memory.fits
+    (8, True)
 
 Names are imported on first use: `import rtsim` itself loads nothing.
 """
