@@ -33,10 +33,10 @@ from rtsim.fitting.generation import (
     configurations,
     cross_validate,
     fit_stack,
+    fitted_sigmas,
     host_freedoms,
     kernel_freedom,
     leave_one_out,
-    scale_sigmas,
 )
 from rtsim.measurements import read_table
 from rtsim.operators import StackTraits
@@ -53,7 +53,7 @@ TRAITS = StackTraits(attention="unfused", logits="all", fused_norm=False, eager_
 # proportions matter here, the scale is fitted.
 KERNEL_SIGMAS = {
     "gemm": 0.06, "scores": 0.12, "values": 0.12, "attention": 0.10, "memory_bound": 0.12,
-    "collective": 0.12, "host": 0.02,
+    "collective": 0.12, "host": 0.02, "prompt_host": 0.02,
 }  # fmt: skip
 ROW_SIGMA = 0.004  # repeats of the A100 runs differ by 0.2-0.4 %
 SHORTEST_DIGITS_US = 0.3  # deviation of a time read to 1 us
@@ -144,14 +144,11 @@ def fit_profile(recipe: Recipe, base: Profile) -> tuple[Profile, str]:
     profile, fit = fit_stack(fitted, start, freedoms)
     across = cross_validate(fitted, start, freedoms)
     unseen = leave_one_out(fitted, start, freedoms)
-    row = ROW_SIGMA
-    seen_scale = scale_sigmas(across, KERNEL_SIGMAS, row)
-    unseen_scale = scale_sigmas(unseen, KERNEL_SIGMAS, row)
     profile = replace(
         profile,
-        sigma_row=row,
-        sigma_seen={g: seen_scale * KERNEL_SIGMAS[g] for g in GROUPS},
-        sigma_unseen={g: unseen_scale * KERNEL_SIGMAS[g] for g in GROUPS},
+        sigma_row=ROW_SIGMA,
+        sigma_seen=fitted_sigmas(across, KERNEL_SIGMAS, ROW_SIGMA),
+        sigma_unseen=fitted_sigmas(unseen, KERNEL_SIGMAS, ROW_SIGMA),
         provenance={
             "kind": "fitted",
             "source": "stanford-crfm/helm-efficiency, commit c31b8fcc2b99 (whole generations); "
@@ -207,7 +204,7 @@ def main(check: bool) -> int:
 # two machines measured, A100 and V100 servers.
 TRANSFER_SIGMAS = {
     "gemm": 0.13, "scores": 0.2, "values": 0.2, "attention": 0.2, "memory_bound": 0.2,
-    "collective": 0.3, "host": 0.15,
+    "collective": 0.3, "host": 0.15, "prompt_host": 0.15,
 }  # fmt: skip
 
 if __name__ == "__main__":

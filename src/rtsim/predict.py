@@ -44,6 +44,7 @@ from rtsim.profile import (
     MachineRows,
     Profile,
     choose_profile,
+    interval_half_width,
     load_profile,
     machine_rows,
     peak_for,
@@ -56,8 +57,6 @@ from rtsim.specs.workload import WorkloadSpec
 
 Array = NDArray[np.float64]
 
-# 90 % of a normal distribution lies within this many deviations.
-_DEVIATIONS_90 = 1.6449
 # Narrow formats asked for as the dtype: activations stay in the model's own dtype and the
 # weights take this quantisation.
 _NARROW = {"fp8": "fp8", "int8": "int8_sq", "fp4": "nvfp4", "int4": "int4_wo"}
@@ -201,13 +200,8 @@ class System:
         return np.sqrt(np.array(variances))
 
     def interval_frac(self, owed: Array) -> Array:
-        """Half-width of the 90 % interval in ln(seconds), from the seconds owed to each group.
-
-        owed: (..., groups). Errors of a group go together, those of groups are independent.
-        """
-        total = owed.sum(axis=-1)
-        spread = ((owed * self._sigmas) ** 2).sum(axis=-1) / total**2
-        return np.asarray(_DEVIATIONS_90 * np.sqrt(spread + self.profile.sigma_row**2))
+        """Half-width of the 90 % interval in ln(seconds), from the seconds owed to each group."""
+        return interval_half_width(owed, self._sigmas, self.profile.sigma_row)
 
     def runtimes(self, batch_size: Array, input_len: Array, output_len: Array) -> Array:
         """Seconds of many workloads by what they are owed to, compiled.
@@ -319,16 +313,17 @@ class System:
             assumed=assumed,
         )  # fmt: skip
 
-    def _owed(self, seconds: float, times: Array) -> Array:
+    def _owed(self, seconds: float, times: Array, host_group: int) -> Array:
         out = np.zeros(len(GROUPS))
         interpreted_generation.owed(
-            seconds, times, self._plain()[0], self.table.executions, out
+            seconds, times, self._plain()[0], self.table.executions, host_group, out
         )
         return out
 
     def _intervals(self, run: _Evaluation, output_len: int) -> Intervals:
-        prefill = self._owed(run.ttft_s, run.prefill_times)
-        decode = self._owed(run.decode_s, run.decode_times)
+        host_groups = interpreted_generation.GROUP_PROMPT_HOST, interpreted_generation.GROUP_HOST
+        prefill = self._owed(run.ttft_s, run.prefill_times, host_groups[0])
+        decode = self._owed(run.decode_s, run.decode_times, host_groups[1])
 
         def around(owed: Array, per: float) -> Interval:
             seconds = float(owed.sum()) / per

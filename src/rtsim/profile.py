@@ -27,6 +27,8 @@ from rtsim.operators import StackTraits
 from rtsim.specs.dtype import WeightFormat, dtype_bytes
 from rtsim.specs.gpu import GpuSpec
 
+Array = NDArray[np.float64]
+
 # Coefficient sections of a profile and the kernel module's declaration of each. Sections with
 # a "." after the name are per number format or per implementation.
 DECLARED: dict[str, tuple[tables.Coefficient, ...]] = {
@@ -38,7 +40,24 @@ DECLARED: dict[str, tuple[tables.Coefficient, ...]] = {
     "collective": collective.COLLECTIVE_COEFFICIENTS,
 }
 # Scatter of ln(error) by what a time is owed to, the groups of `generation.owed`.
-GROUPS = ("gemm", "scores", "values", "attention", "memory_bound", "collective", "host")
+GROUPS = (
+    "gemm", "scores", "values", "attention", "memory_bound", "collective", "host", "prompt_host",
+)  # fmt: skip
+
+
+# 90 % of a normal distribution lies within this many deviations.
+_DEVIATIONS_90 = 1.6449
+
+
+def interval_half_width(owed_s: Array, sigmas: Array, row_sigma: float | Array) -> Array:
+    """Half-width of the 90 % interval in ln(seconds).
+
+    owed_s: (..., groups) seconds owed to each of GROUPS; sigmas: (groups,) deviations of
+    ln(error). Errors within a group go together, those of groups are independent, and a row
+    scatters by `row_sigma` on its own.
+    """
+    spread = ((owed_s * sigmas) ** 2).sum(axis=-1) / owed_s.sum(axis=-1) ** 2
+    return np.asarray(_DEVIATIONS_90 * np.sqrt(spread + row_sigma**2))
 
 
 @dataclass(frozen=True)
