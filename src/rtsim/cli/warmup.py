@@ -10,8 +10,9 @@ import click
 @click.command("warmup")
 def command() -> None:
     """Compile the kernels for sweeps, planners and validation; they stay in a cache on disk."""
-    from rtsim.predict import warm_up
     from rtsim_kernels._jit import cache_folder
+
+    from rtsim.predict import warm_up
 
     start = time.perf_counter()
     warm_up()
