@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rtsim_kernels import collective
 
 from rtsim.calibrate import Fit, fit_coefficients, select_rows
-from rtsim_kernels import collective
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from rtsim.calibrate import Fit, fit_coefficients, select_rows
 from rtsim_kernels import memory_bound
 from rtsim_kernels.tables import Coefficient
+
+from rtsim.calibrate import Fit, fit_coefficients, select_rows
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
