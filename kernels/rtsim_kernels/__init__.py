@@ -31,7 +31,14 @@ def compiled() -> ModuleType:
         twin = importlib.util.module_from_spec(spec)
         sys.modules[COMPILED_PACKAGE] = twin
         spec.loader.exec_module(twin)
-        for name in ("tables", "gemm", "attention", "memory_bound", "collective",
-                     "step", "generation"):
+        for name in (
+            "tables",
+            "gemm",
+            "attention",
+            "memory_bound",
+            "collective",
+            "step",
+            "generation",
+        ):
             importlib.import_module(f"{COMPILED_PACKAGE}.{name}")
     return sys.modules[COMPILED_PACKAGE]

@@ -87,9 +87,7 @@ def decode_s(
             total_times[i, 0] += low_weight * times[i, 0]
             total_times[i, 1] += low_weight * times[i, 1]
         if high_weight > 0:
-            low_s = step_s(
-                n_sequences, 1.0, high, False, True, operators, segments, machine, times
-            )
+            low_s = step_s(n_sequences, 1.0, high, False, True, operators, segments, machine, times)
             total += high_weight * low_s
             for i in range(len(times)):
                 total_times[i, 0] += high_weight * times[i, 0]

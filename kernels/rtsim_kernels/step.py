@@ -13,9 +13,10 @@ host time. With G and H the clocks of the two tracks, a segment of N equal layer
 which is exact for a sharp corner and never falls when any kernel or launch gets slower. A step
 takes step_s (scheduling, sampling, the wait for the last result) plus the last G.
 
-Host time of a layer is launch_s per kernel, plus collective_s per collective, which grows with
-the logarithm of the group because every rank waits for the slowest host (straggler_frac). The
-prompt pass also pays prefill_layer_s per layer (cache and mask allocation in eager stacks).
+Host time of a layer is launch_s per kernel, plus collective_s per collective and a share
+exposed_frac of the collective's own time on the GPU: ranks wait for each other there, and their
+hosts do not run ahead of it as they do of kernels. The prompt pass also pays prefill_layer_s per
+layer (cache and mask allocation in eager stacks).
 
 Evidence: generation.csv of helm-efficiency (Megatron-LM, A100): one decoded token takes
 0.70 ms per layer from 24 to 96 layers and 1024 to 5120 wide, 0.81-0.83 ms with tensor
@@ -25,7 +26,6 @@ Ignored: several streams; overlap of communication with compute.
 
 from __future__ import annotations
 
-from math import log2
 from typing import Any, NamedTuple
 
 from . import tables
@@ -48,8 +48,8 @@ HOST_COEFFICIENTS = (
                 "host time to issue one kernel"),
     Coefficient("collective_s", 5.0e-5, 0.7, 1e-7, 5e-4, "s",
                 "further host time to issue one collective"),
-    Coefficient("straggler_frac", 0.1, 0.7, 1e-3, 1.0, "1",
-                "growth of the collective's host time per doubling of the group"),
+    Coefficient("exposed_frac", 0.7, 0.4, 1e-3, 2.0, "1",
+                "share of a collective's GPU time that adds to the host track"),
     Coefficient("prefill_layer_s", 5.0e-5, 0.7, 1e-7, 5e-4, "s",
                 "further host time per layer of the prompt pass"),
     Coefficient("prompt_token_s", 8.0e-6, 0.7, 1e-9, 5e-5, "s",
@@ -187,14 +187,14 @@ def operator_work(
 
 
 @jit
-def segment_host_s(segment: Any, operators: Any, is_prefill: bool, host: Any) -> float:
-    """Host time of one repetition of a segment, seconds."""
+def segment_host_s(segment: Any, operators: Any, is_prefill: bool, host: Any, times: Any) -> float:
+    """Host time of one repetition of a segment, seconds; `times` as `step_s` writes it."""
     total = 0.0
     for i in range(segment.first, segment.last):
         operator = operators[i]
         total += operator.launches * host.launch_s
         if operator.kind == tables.COLLECTIVE and operator.ranks > 1:
-            total += host.collective_s * (1.0 + host.straggler_frac * log2(operator.ranks))
+            total += host.collective_s + host.exposed_frac * times[i, 0]
     if is_prefill and segment.is_layer == 1:
         total += host.prefill_layer_s
     return total
@@ -238,7 +238,7 @@ def step_s(
                 seconds, _ = operator_s(operator, n_sequences, new_tokens, context, machine)
                 times[i, 0] = seconds + operator.launches * host.kernel_gap_s
             gpu_s += times[i, 0]
-        host_s = segment_host_s(segment, operators, is_prefill, host)
+        host_s = segment_host_s(segment, operators, is_prefill, host, times)
         slow = max(gpu_s, host_s)
         both_s = 0.0
         owed_frac = 0.0

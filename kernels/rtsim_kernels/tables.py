@@ -62,7 +62,7 @@ DEVICE = np.dtype(
 
 @cache
 def _row_class(names: tuple[str, ...]) -> Any:
-    return namedtuple("Row", names)  # noqa: PYI024  fields are known only at run time
+    return namedtuple("Row", names)  # the fields are known only at run time
 
 
 def as_row(record: Any) -> Any:

@@ -130,7 +130,7 @@ def lower(
 ) -> OperatorTable:
     """Operator table of `model` on one GPU of a (tp, pp) group.
 
-    element_bytes: of activations (2 for bf16). gpus_per_node: how many ranks of a group share a node.
+    element_bytes: of activations (2 for bf16). gpus_per_node: ranks of a group that share a node.
     Raises SpecError where the model cannot be split.
     """
     tp = parallelism.tp
@@ -238,9 +238,11 @@ def _mlp(build: _Builder, model: ModelSpec, group: LayerGroup, tp: int) -> None:
 def _head(build: _Builder, model: ModelSpec, traits: StackTraits, tp: int,
           per_node: int) -> None:  # fmt: skip
     every = traits.logits == "all"
-    sizes = {"per_token": 1.0 if every else 0.0, "per_sequence": 0.0 if every else 1.0}
+    per_token, per_sequence = (1.0, 0.0) if every else (0.0, 1.0)
+    sizes = {"per_token": per_token, "per_sequence": per_sequence}
     if model.final_norm:
-        build.elementwise("final norm", model.layers[-1].norm, model.hidden_size, **sizes)
+        build.elementwise("final norm", model.layers[-1].norm, model.hidden_size,
+                          per_token=per_token, per_sequence=per_sequence)  # fmt: skip
     if model.token_width != model.hidden_size:
         build.gemm("head projection", model.token_width, model.hidden_size, row=GEMM_HEAD, **sizes)
     vocabulary = float(-(-model.vocab_size // tp))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import rtsim_kernels
@@ -28,6 +28,7 @@ from rtsim.errors import SpecError
 from rtsim.memory import memory_use
 from rtsim.operators import OperatorTable, lower
 from rtsim.prediction import (
+    Bound,
     Cost,
     GpuSummary,
     Interval,
@@ -35,6 +36,7 @@ from rtsim.prediction import (
     ModelSummary,
     OperatorTime,
     ParallelismSummary,
+    Phase,
     Prediction,
     WorkloadSummary,
 )
@@ -104,7 +106,7 @@ class System:
         self.model = model
         self.gpu = gpu
         self.parallelism = parallelism or ParallelismSpec()
-        notes = [*model.notes, *gpu.notes, *self.parallelism.check(model, gpu)]
+        notes = [*model.notes, *gpu.assumed, *gpu.doubts(), *self.parallelism.check(model, gpu)]
         device = gpu.one_device()
         if profile is None:
             self.profile, remarks = choose_profile(gpu, stack)
@@ -171,7 +173,7 @@ class System:
             float(n_sequences), float(input_len), float(output_len), operators, segments, machine,
             *arrays,
         )  # fmt: skip
-        return _Evaluation(ttft_s, decode_s, arrays[0], arrays[1])
+        return _Evaluation(float(ttft_s), float(decode_s), arrays[0], arrays[1])
 
     def _plain(self) -> tuple[Any, Any, Any]:
         if self._interpreted is None:
@@ -197,7 +199,7 @@ class System:
             if self.gpu.name != profile.gpu:
                 variance += profile.transfer_sigma[group] ** 2
             variances.append(variance)
-        return np.sqrt(np.array(variances))
+        return np.asarray(np.sqrt(variances))
 
     def interval_frac(self, owed: Array) -> Array:
         """Half-width of the 90 % interval in ln(seconds), from the seconds owed to each group."""
@@ -209,7 +211,7 @@ class System:
         Arrays (rows,) of sizes; returns (rows, 2, groups): prefill and decode, `profile.GROUPS`.
         """
         kernels = rtsim_kernels.compiled()
-        out = np.zeros((len(batch_size), 2, len(GROUPS)))
+        out: Array = np.zeros((len(batch_size), 2, len(GROUPS)))
         kernels.generation.generation_many(
             np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.dp),
             np.asarray(input_len, dtype=float),
@@ -342,6 +344,7 @@ class System:
         steps = output_len - 1
         # Contexts of the decode steps: input_len + 1 ... input_len + steps.
         mean_context = input_len + (steps + 1) / 2
+        phases: list[tuple[Phase, float, Array, float, int]]
         phases = [("prefill", run.ttft_s, run.prefill_times, float(input_len), 1)]
         if steps:
             phases.append(("decode", run.decode_s, run.decode_times, 1.0, steps))
@@ -359,16 +362,16 @@ class System:
                 seconds = float(times[i, 0]) * executions
                 busy_s += seconds
                 count = round(executions * repeats)
+                name = cast(Bound, tables.BOUND_NAMES[bound])
                 rows.append(
                     OperatorTime(
-                        self.table.names[i], phase, count, seconds,  # type: ignore[arg-type]
-                        tables.BOUND_NAMES[bound],  # type: ignore[arg-type]
-                        flops * count, moved * count,
-                    )  # fmt: skip
-                )
+                        self.table.names[i], phase, count, seconds, name, flops * count,
+                        moved * count,
+                    )
+                )  # fmt: skip
+            waiting_s = max(0.0, total_s - busy_s)
             rows.append(
-                OperatorTime("GPU waits for host", phase, repeats,  # type: ignore[arg-type]
-                             max(0.0, total_s - busy_s), "host", 0.0, 0.0)  # fmt: skip
+                OperatorTime("GPU waits for host", phase, repeats, waiting_s, "host", 0.0, 0.0)
             )
         return tuple(rows)
 

@@ -86,7 +86,7 @@ class Profile:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def section(self, kind: str, *variants: str) -> dict[str, float]:
-        """Coefficients of `kind`: the first of `variants` that was fitted, else any, else priors."""
+        """Coefficients of `kind`: of the first fitted of `variants`, else of any, else priors."""
         values = {c.name: c.prior for c in DECLARED[kind]}
         names = [f"{kind}.{variant}" for variant in variants] + [kind]
         names += [name for name in self.coefficients if name.startswith(f"{kind}.")]
@@ -154,7 +154,7 @@ def _parse(text: str, file: str) -> Profile:
                     raise DataError(file, f"[{name}] {key} = {value!r}: must be a number >= 0")
             coefficients[name] = {key: float(value) for key, value in values.items()}
     try:
-        error = data["error"]
+        scatter = data["error"]
         return Profile(
             name=data["name"],
             stack=data["stack"]["name"],
@@ -162,10 +162,10 @@ def _parse(text: str, file: str) -> Profile:
             architecture=data["architecture"],
             traits=StackTraits(**{k: v for k, v in data["stack"].items() if k != "name"}),
             coefficients=coefficients,
-            sigma_seen=error["seen"],
-            sigma_unseen=error["unseen"],
-            sigma_row=error["row"],
-            transfer_sigma=error["transfer"],
+            sigma_seen=scatter["seen"],
+            sigma_unseen=scatter["unseen"],
+            sigma_row=scatter["row"],
+            transfer_sigma=scatter["transfer"],
             fitted_shapes=tuple(tuple(shape) for shape in data.get("fitted_shapes", ())),
             provenance=data["provenance"],
         )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,8 @@ from rtsim_kernels import tables
 
 from rtsim.calibrate import Fit, fit_coefficients
 from rtsim.catalog import load_gpu
+from rtsim.fitting.generation_rows import grouped, model_of, parallelism_of
+from rtsim.measurements import Columns
 from rtsim.predict import System
 from rtsim.profile import DECLARED, GROUPS, Profile, choose_profile
 from rtsim.specs.gpu import GpuSpec
@@ -26,7 +27,6 @@ from rtsim.specs.model import ModelSpec
 from rtsim.specs.parallelism import ParallelismSpec
 
 Array = NDArray[np.float64]
-Columns = Mapping[str, NDArray[Any]]
 Coefficients = Mapping[str, Mapping[str, float]]
 
 # What the model of one step is not expected to explain, and the rounding of a table that is
@@ -71,75 +71,27 @@ class Configuration:
         return System(self.model, self.gpu, self.parallelism, profile=profile, dtype=self.dtype)
 
 
-_SHAPE = (
-    "gpu", "stack", "dtype", "model", "num_layers", "hidden_size", "num_heads", "num_kv_heads",
-    "head_dim", "ffn_size", "gated_mlp", "vocab_size", "max_positions", "tp", "pp", "num_gpus",
-)  # fmt: skip
-
-
 def configurations(columns: Columns) -> list[Configuration]:
     """Group a generation table by system. The shape columns count, not the model's label.
 
     Raises UnknownName for a GPU outside the catalogue, SpecError for an impossible shape.
     """
-    keys = list(zip(*(columns[name].tolist() for name in _SHAPE), strict=True))
-    members: dict[tuple[Any, ...], list[int]] = {}
-    for i, key in enumerate(keys):
-        members.setdefault(key, []).append(i)
-    return [_configuration(columns, key, np.array(rows)) for key, rows in members.items()]
-
-
-def _configuration(columns: Columns, key: tuple[Any, ...], rows: NDArray[np.intp]) -> Configuration:
-    shape = dict(zip(_SHAPE, key, strict=True))
-
-    def size(name: str) -> int:
-        return int(shape[name])
-
-    gated = bool(size("gated_mlp"))
-    model = ModelSpec.from_mapping(
-        {
-            "name": str(shape["model"]),
-            "hidden_size": size("hidden_size"),
-            "vocab_size": size("vocab_size"),
-            "max_positions": size("max_positions"),
-            # Blocks of the GPT-2 kind unless the MLP is gated, which came with LLaMA's.
-            "position": "rotary" if gated else "learned",
-            "tied_embeddings": not gated,
-            "dtype": str(shape["dtype"]),
-            "layers": [
-                {
-                    "count": size("num_layers"),
-                    "norm": "rmsnorm" if gated else "layernorm",
-                    "attention": {
-                        "n_heads": size("num_heads"),
-                        "n_kv_heads": size("num_kv_heads"),
-                        "head_dim": size("head_dim"),
-                        "qkv_bias": not gated,
-                        "out_bias": not gated,
-                    },
-                    "mlp": {
-                        "ffn_size": size("ffn_size"),
-                        "gated": gated,
-                        "activation": "silu" if gated else "gelu",
-                        "bias": not gated,
-                    },
-                }
-            ],
-        }
-    )
-    return Configuration(
-        label=str(shape["model"]),
-        gpu=load_gpu(str(shape["gpu"])),
-        stack=str(shape["stack"]),
-        dtype=str(shape["dtype"]),
-        model=model,
-        parallelism=ParallelismSpec(tp=size("tp"), pp=size("pp"), num_gpus=size("num_gpus")),
-        rows=rows,
-        batch=columns["batch"][rows].astype(float),
-        prompt_tokens=columns["prompt_tokens"][rows].astype(float),
-        output_tokens=columns["output_tokens"][rows].astype(float),
-        runtime_s=columns["runtime_s"][rows].astype(float),
-    )
+    return [
+        Configuration(
+            label=str(row["model"]),
+            gpu=load_gpu(str(row["gpu"])),
+            stack=str(row["stack"]),
+            dtype=str(row["dtype"]),
+            model=model_of(row),
+            parallelism=parallelism_of(row),
+            rows=members,
+            batch=columns["batch"][members].astype(float),
+            prompt_tokens=columns["prompt_tokens"][members].astype(float),
+            output_tokens=columns["output_tokens"][members].astype(float),
+            runtime_s=columns["runtime_s"][members].astype(float),
+        )
+        for row, members in grouped(columns)
+    ]
 
 
 def choose_rows(configuration: Configuration, count: int) -> NDArray[np.intp]:
@@ -202,9 +154,10 @@ def with_values(
 def runtimes(configuration: Configuration, profile: Profile) -> Array:
     """Predicted seconds by what they are owed to, shape (rows, groups)."""
     system = configuration.system(profile)
-    return system.runtimes(
+    owed = system.runtimes(
         configuration.batch, configuration.prompt_tokens, configuration.output_tokens
-    ).sum(axis=1)
+    )
+    return np.asarray(owed.sum(axis=1))  # prompt pass and decode together
 
 
 def fit_stack(

@@ -20,7 +20,7 @@ from rtsim.row_times import RowTimes
 if TYPE_CHECKING:
     from rtsim.predict import System
     from rtsim.profile import Profile
-    from rtsim.specs import ModelSpec
+    from rtsim.specs import ModelSpec, ParallelismSpec
 
 # What makes a configuration: everything but the sizes of the workload. The label is among them
 # for messages only.
@@ -44,7 +44,7 @@ def predict_rows(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
     rows = len(columns["runtime_s"])
     predicted_s, low_s, high_s = (np.full(rows, np.nan) for _ in range(3))
     reasons = [""] * rows
-    for configuration, members in _configurations(columns):
+    for configuration, members in grouped(columns):
         try:
             system = _system(configuration, chosen)
         except RtsimError as error:
@@ -64,7 +64,7 @@ def predict_rows(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
     return {"runtime": times}
 
 
-def _configurations(columns: Columns) -> list[tuple[dict[str, Any], NDArray[np.intp]]]:
+def grouped(columns: Columns) -> list[tuple[dict[str, Any], NDArray[np.intp]]]:
     """Each distinct configuration with the indices of its rows."""
     members: dict[tuple[Any, ...], list[int]] = {}
     keys = zip(*(columns[name].tolist() for name in _CONFIGURATION), strict=True)
@@ -79,18 +79,24 @@ def _configurations(columns: Columns) -> list[tuple[dict[str, Any], NDArray[np.i
 def _system(row: dict[str, Any], profile: Profile | None) -> System:
     from rtsim.catalog import load_gpu
     from rtsim.predict import System
-    from rtsim.specs import ParallelismSpec
 
-    split = {name: row[name] for name in ("tp", "pp", "num_gpus") if row[name]}
     return System(
         model_of(row),
         load_gpu(row["gpu"]),
-        ParallelismSpec.from_mapping(split),
+        parallelism_of(row),
         profile=profile,
         # A profile that was asked for serves every row, whatever its stack.
         stack=row["stack"] or None if profile is None else None,
         dtype=row["dtype"],
     )
+
+
+def parallelism_of(row: dict[str, Any]) -> ParallelismSpec:
+    """The split that a row states; what it leaves out is derived."""
+    from rtsim.specs import ParallelismSpec
+
+    split = {name: row[name] for name in ("tp", "pp", "num_gpus") if row[name]}
+    return ParallelismSpec.from_mapping(split)
 
 
 def model_of(row: dict[str, Any]) -> ModelSpec:
