@@ -4,32 +4,43 @@ Sizes are counted as nccl-tests does: the buffer of each GPU for an all-reduce, 
 output of an all-gather, the whole input of a reduce-scatter or an all-to-all, the message of a
 send. With n ranks and a message of B bytes each GPU must move over its link at least
 
-    all-reduce                          2 (n-1)/n B   (B where the switch adds and multicasts)
-    all-gather, reduce-scatter, all-to-all (n-1)/n B
-    send and receive                              B
+    all-reduce                                   2 (n-1)/n B   (B where the switch adds)
+    all-gather, reduce-scatter, all-to-all         (n-1)/n B
+    send and receive                                       B
 
-Candidates on one node, each taken at most up to the size to which the software uses it (taking
-a candidate away as messages grow keeps the time monotone):
+Candidates, each only up to the size to which the software uses it (taking a candidate away as
+messages grow keeps the time monotone in bytes):
 
-    one-shot    every GPU reads every other's whole buffer: one barrier, (n-1) B
-    two-shot    direct reduce-scatter and all-gather: two barriers, 2 (n-1)/n B
-    ring, low-latency protocol     s hops (s = 2(n-1) for an all-reduce, n-1 for the halves),
-                                   flags travel with the data: cheap hops, part of the rate
-    ring, bulk protocol            the same hops, dearer, at nearly the full rate; every GPU
-                                   also copies its own chunk once
-    in-switch                      (n+1)/(n-1) B at the switch's own efficiency
+    one-shot       every GPU reads every other's whole buffer: one barrier, (n-1) B
+    two-shot       direct reduce-scatter and all-gather: two barriers, 2 (n-1)/n B
+    ring, one channel   s hops, s = 2(n-1) for an all-reduce, n-1 for its halves; a flag with each
+                   word, so half of the rate, and one block of threads moves each chunk
+    ring, flags    all channels, a flag in each line: latency a quarter higher, a third to a half
+                   of the rate; up to flag_limit_s * (1 + s) of wire time at the full rate
+    ring, bulk     several us more per hop, nearly the full rate; the own chunk is copied once
+    tree           all-reduce only: two bulk hops, 2 B
+    in-switch      all-reduce only: (n+1)/(n-1) B at the switch's own efficiency
 
-and T = (latency^p + wire^p)^(1/p): the crossover of latency and bandwidth is soft because
-short messages do not fill the pipeline of chunks (p below 1).
+and T = (latency^p + wire^p)^(1/p): the crossover is soft because short messages do not fill the
+pipeline of chunks (p below 1). The first two are a stack's own kernels, the others the library's.
 
 Links. Ranks joined by NVLink or an equal see its rate; a mesh splits that rate over the peers.
 Larger groups leave the link domain and cross PCIe: a ring of n ranks in domains of d crosses it
 n/d times, and where crossings share one host path the rate falls with (crossings/2)^sharing.
-Across nodes the ring's slow edge is the network, whose rate per GPU adds up over the GPUs of a
-node that take part.
+Between nodes the slow edge is the network; rates of the ranks of a node add up to network_ports.
 
-Ignored: contention with other traffic, rail layout, stragglers, copy engines.
-Sources: NCCL documentation (algorithms, protocols, bus bandwidth), measured fits.
+Launched eagerly (`staged`), a call takes no less than the host needs to issue it, and the
+wrapper copies the buffer once more. In a captured graph neither happens.
+
+Ignored: contention with other traffic, rail layout, stragglers, copy engines. Time may fall as
+ranks grow: the library leaves the flags later, a mesh opens more links, the switch adds more.
+
+Sources: NCCL documentation (algorithms, protocols, bus bandwidth), the all-reduce of vLLM and
+SGLang, fits. Known error on rows outside the fit (64 fitted rows per GPU and stack version, mean
+over A100, H100, B200, L40S): library on NVLink 8 %, on PCIe 12 %; own kernels captured or eager
+4-8 % (A100, H100), 8-14 % (B200), 5-14 % (L40S); profiled PyTorch calls 7-16 %, where small
+messages wait for other ranks and vary threefold. On a GPU left out 11-35 %: base latencies
+differ by up to a factor of two between GPUs (A100 8.9, B200 7.0, H100 5.1 us) for no stated cause.
 """
 
 from __future__ import annotations
@@ -48,6 +59,8 @@ REDUCE_SCATTER = 2
 ALL_TO_ALL = 3
 SEND_RECV = 4
 OPERATION_NAMES = ("all_reduce", "all_gather", "reduce_scatter", "alltoall", "send_recv")
+
+WORD_FLAG_SHARE = 0.5  # four bytes of data in every eight: the protocol for small messages
 
 _C = tables.Coefficient
 
@@ -93,7 +106,8 @@ COLLECTIVE_COEFFICIENTS = (
     _C("network_ports", 8.0, 0.7, 0.5, 64.0, "GPUs", "GPUs of a node whose network rates add up"),
     _C("network_hop_s", 12e-6, 0.6, 1e-6, 2e-4, "s", "per hop between nodes"),
     _C("crossover", 0.9, 0.1, 0.4, 2.0, "1", "exponent p of latency against wire time"),
-    _C("issue_s", 25e-6, 0.5, 1e-7, 2e-4, "s", "host time to issue the call when launched eagerly"),
+    _C("issue_s", 25e-6, 0.5, 1e-7, 2e-4, "s", "host time of an eager call of the own kernel"),
+    _C("library_issue_s", 35e-6, 0.5, 1e-7, 4e-4, "s", "host time of an eager call of the library"),
 )
 
 COLLECTIVE = np.dtype([*COLLECTIVE_FACTS, *((c.name, np.float64) for c in COLLECTIVE_COEFFICIENTS)])
@@ -186,11 +200,39 @@ def _library_s(
             best_s = low_s
             best_latency_s = spread_latency_s
     channel_rate = c.block_bytes_per_clock * device.clock_hz
-    one_channel_s = flag_latency_s + max(hops * chunk_bytes / channel_rate, wire_s / c.flag_frac)
+    one_channel_s = flag_latency_s + max(
+        hops * chunk_bytes / channel_rate, wire_s / WORD_FLAG_SHARE
+    )
     if one_channel_s < best_s:
         best_s = one_channel_s
         best_latency_s = flag_latency_s
     return best_s, best_latency_s
+
+
+@jit
+def _in_switch_s(
+    message_bytes: float, ranks: float, rate: float, collective: Any
+) -> tuple[float, float]:
+    """All-reduce added and multicast by the switch: (seconds, latency part)."""
+    c = collective
+    latency_s = c.ring_floor_s + 2.0 * (c.ring_hop_s + c.bulk_hop_s)
+    wire_s = (ranks + 1.0) / (ranks - 1.0) * message_bytes / (rate * c.switch_frac)
+    return _meet(latency_s, wire_s, c.crossover), latency_s
+
+
+@jit
+def _direct_s(
+    message_bytes: float, ranks: float, rate: float, collective: Any
+) -> tuple[float, float]:
+    """A stack's own all-reduce, one-shot or two-shot: (seconds, latency part)."""
+    c = collective
+    barrier_s = c.direct_floor_s + ranks * c.direct_peer_s
+    direct = rate * c.direct_frac
+    one_s = barrier_s + (ranks - 1.0) * message_bytes / direct
+    two_s = 2.0 * barrier_s + wire_bytes(ALL_REDUCE, message_bytes, ranks) / direct
+    if one_s <= two_s:
+        return one_s, barrier_s
+    return two_s, 2.0 * barrier_s
 
 
 @jit
@@ -204,53 +246,45 @@ def collective_s(
 ) -> tuple[float, int]:
     """Seconds of one collective over `ranks` GPUs, `ranks_per_node` of them on a node; bound code.
 
-    `collective`: a COLLECTIVE row. `device`: a DEVICE row (memory rate, for staging copies).
-    One rank costs nothing.
+    `collective`: a COLLECTIVE row. `device`: a DEVICE row (clock, and memory rate for staging
+    copies). One rank costs nothing.
     """
     c = collective
     if ranks <= 1.0:
         return 0.0, tables.BOUND_LATENCY
     local = min(ranks, max(1.0, ranks_per_node))
+    extra_s = 0.0
     if local < ranks:
-        nodes = ranks / local
         ports = local / math.sqrt(1.0 + (local / c.network_ports) ** 2)
-        network = c.network_bytes_per_s * c.network_frac * ports
-        rate = network
+        rate = c.network_bytes_per_s * c.network_frac * ports
         if local > 1.0:
-            rate = min(network, _node_rate(local, c))
-        crossing_hops = 1.0 if op in (ALL_TO_ALL, SEND_RECV) else nodes
-        extra_s = crossing_hops * c.network_hop_s
-        seconds, latency_s = _library_s(op, message_bytes, ranks, rate, extra_s, c, device)
+            rate = min(rate, _node_rate(local, c))
+        crossings = 1.0 if op in (ALL_TO_ALL, SEND_RECV) else ranks / local
+        extra_s = crossings * c.network_hop_s
     else:
         rate = _node_rate(ranks, c)
-        seconds, latency_s = _library_s(op, message_bytes, ranks, rate, 0.0, c, device)
-        if op == ALL_REDUCE:
-            if c.multicast > 0.0 and ranks > 2.0 and ranks <= c.link_domain:
-                switch_latency_s = c.ring_floor_s + 2.0 * (c.ring_hop_s + c.bulk_hop_s)
-                switch_wire_s = (ranks + 1.0) / (ranks - 1.0) * message_bytes
-                switch_s = _meet(
-                    switch_latency_s, switch_wire_s / (rate * c.switch_frac), c.crossover
-                )
-                if switch_s < seconds:
-                    seconds = switch_s
-                    latency_s = switch_latency_s
-            if message_bytes <= c.direct_limit_bytes and ranks <= max(2.0, c.link_domain):
-                barrier_s = ranks * c.direct_peer_s
-                direct = rate * c.direct_frac
-                one_latency_s = c.direct_floor_s + barrier_s
-                one_s = one_latency_s + (ranks - 1.0) * message_bytes / direct
-                two_latency_s = 2.0 * one_latency_s
-                two_s = two_latency_s + wire_bytes(op, message_bytes, ranks) / direct
-                if one_s < seconds:
-                    seconds = one_s
-                    latency_s = one_latency_s
-                if two_s < seconds:
-                    seconds = two_s
-                    latency_s = two_latency_s
+    seconds, latency_s = _library_s(op, message_bytes, ranks, rate, extra_s, c, device)
+    reduced_here = op == ALL_REDUCE and local >= ranks
+    if reduced_here and c.multicast > 0.0 and 2.0 < ranks <= c.link_domain:
+        switch_s, switch_latency_s = _in_switch_s(message_bytes, ranks, rate, c)
+        if switch_s < seconds:
+            seconds, latency_s = switch_s, switch_latency_s
+    copied_s = 0.0
+    issued_s = 0.0
+    own_issued_s = 0.0
     if c.staged > 0.0:
-        seconds += 2.0 * message_bytes / device.hbm_bytes_per_s
-        if c.issue_s > seconds:
-            return c.issue_s, tables.BOUND_LATENCY
+        copied_s = 2.0 * message_bytes / device.hbm_bytes_per_s
+        issued_s = c.library_issue_s
+        own_issued_s = c.issue_s
+    seconds = max(issued_s, seconds + copied_s)
+    latency_s = max(issued_s, latency_s)
+    own = message_bytes <= c.direct_limit_bytes and ranks <= max(2.0, c.link_domain)
+    if reduced_here and own:
+        own_s, own_latency_s = _direct_s(message_bytes, ranks, rate, c)
+        own_s = max(own_issued_s, own_s + copied_s)
+        if own_s < seconds:
+            seconds = own_s
+            latency_s = max(own_issued_s, own_latency_s)
     if seconds > 2.0 * latency_s:
         return seconds, tables.BOUND_LINK
     return seconds, tables.BOUND_LATENCY
