@@ -12,6 +12,8 @@ this repository. --write puts the tables into docs/accuracy.md and README.md.
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +35,6 @@ from rtsim.fitting.generation import (  # noqa: E402
 from rtsim.measurements import read_table  # noqa: E402
 from rtsim.profile import Profile, interval_half_width, load_profile  # noqa: E402
 
-START, END = "<!-- accuracy: start -->", "<!-- accuracy: end -->"
 # GPT-3 175B on eight A100-80GB, the paper's own system: (prompt, output) tokens.
 HEADLINE = ((512, 1), (512, 64), (1024, 32))
 
@@ -82,8 +83,10 @@ def percent(value: float, digits: int = 1) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+
     return "\n".join([line(header), line(["-" * w for w in widths]), *map(line, rows)])
 
 
@@ -204,12 +207,24 @@ def report(folder: Path | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def put_into(path: Path, text: str) -> None:
+def example() -> str:
+    """The README's example: the command's own output."""
+    command = "rtsim predict --arch gpt3-175b --gpu a100 --tp 8"
+    environment = {**os.environ, "COLUMNS": "80"}
+    run = subprocess.run(
+        [sys.executable, "-c", "from rtsim.cli.main import main; main()", *command.split()[1:]],
+        capture_output=True, text=True, check=True, env=environment,
+    )  # fmt: skip
+    return f"```\n$ {command}\n{run.stdout.strip()}\n```\n"
+
+
+def put_into(path: Path, what: str, text: str) -> None:
     """Replace what stands between the markers of a file."""
+    start, end = f"<!-- {what}: start -->", f"<!-- {what}: end -->"
     old = path.read_text(encoding="utf-8")
-    head, _, rest = old.partition(START)
-    _, _, tail = rest.partition(END)
-    path.write_text(f"{head}{START}\n\n{text}\n{END}{tail}", encoding="utf-8")
+    head, _, rest = old.partition(start)
+    _, _, tail = rest.partition(end)
+    path.write_text(f"{head}{start}\n\n{text}\n{end}{tail}", encoding="utf-8")
 
 
 def main() -> None:
@@ -220,8 +235,10 @@ def main() -> None:
     text = report(options.folder)
     print(text)
     if options.write:
-        for name in ("docs/accuracy.md", "README.md"):
-            put_into(ROOT / name, text)
+        put_into(ROOT / "docs/accuracy.md", "accuracy", text)
+        a100 = text.partition("### v100")[0].strip() + "\n"
+        put_into(ROOT / "README.md", "accuracy", a100)
+        put_into(ROOT / "README.md", "example", example())
 
 
 if __name__ == "__main__":
