@@ -24,8 +24,9 @@ of angles, indices and statistics.
 Sources: CUDA programming guide (occupancy, schedulers), PyTorch and vLLM kernels (block sizes),
 fits to measured kernels of sarathi-serve (A100, A40, H100), PyTorch eager (P100, V100, T4,
 A100) and quantisation kernels (H100, B200, L40S). Known error on rows outside the fit, 64
-fitted rows: 8 % for kernels inside a layer (rounded to 1 us), 5 % in eager PyTorch, 6-10 % for
-quantisation (L40S 13-20 %).
+fitted rows: 7-9 % for kernels inside a layer (rounded to 1 us), 3-6 % in eager PyTorch, 6-10 %
+for quantisation (L40S 11-20 %). On a GPU left out 13-21 %, most of it the achieved share of the
+memory rate: 0.90-0.95 with HBM2 and later, 0.76 on P100 and T4, 0.78-0.85 on other GDDR6 parts.
 """
 
 from __future__ import annotations
@@ -95,11 +96,13 @@ class OperatorWork(NamedTuple):
     kind: int
     read_elements: float  # elements read per output element
     written_elements: float
-    flops: float  # fp32 operations per output element; exp, tanh, erf counted as 8-20
+    flops: float  # instructions of arithmetic per output element: 8 a division, 15 an exp
+    # with its scaling, 20-25 tanh and erf, 40 a general power
 
 
 # Per output element of a rows x cols result. Row statistics, scales, angles and indices are
-# left out: they are read once per row or stay in L2.
+# left out: they are read once per row or stay in L2. A sum of three is two adds. The kernels of
+# every lowering and every measurement table are counted by this one table.
 OPERATORS: dict[str, OperatorWork] = {
     "add": OperatorWork(POINTWISE, 2, 1, 1),
     "sub": OperatorWork(POINTWISE, 2, 1, 1),
