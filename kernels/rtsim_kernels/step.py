@@ -58,8 +58,9 @@ HOST_COEFFICIENTS = (
                 "exponent p of the soft corner between host and GPU track"),
     Coefficient("kernel_gap_s", 1.2e-6, 0.5, 1e-8, 1e-5, "s",
                 "idle time of the GPU between two dependent kernels"),
-    Coefficient("score_passes", 2.0, 0.4, 1.0, 8.0, "1",
-                "passes over the score matrix in unfused attention (scale, mask, softmax)"),
+    Coefficient("score_passes", 1.0, 0.5, 0.25, 8.0, "1",
+                "passes over the score matrix in unfused attention: more where scale and mask are "
+                "kernels of their own, less where one causal kernel skips the masked half"),
 )  # fmt: skip
 HOST = tables.coefficient_dtype(HOST_COEFFICIENTS)
 
