@@ -1,43 +1,56 @@
 """Time of a (batched) matrix product [m, k] x [k, n] on one GPU.
 
-Formula. The kernel library picks the fastest of a list of output tiles (tm, tn) and split-K
-factors s; the model does the same:
+Formula. A kernel library picks one of several output tiles (tm, tn) and split-K factors s; the
+model takes the fastest:
 
-    tiles  = ceil(m/tm) ceil(n/tn) batch s
-    waves  = tiles/SMs rounded up by the share `wave_round`, at least 1
-    steps  = ceil(k / s / (128 bytes of elements))
-    math   = waves (2 tm tn step_k steps (1 + edge/tm + edge/tn) / (peak/SMs compute_frac) slowed
-             by power + tile_s/2)
-    chain  = steps step_s                                  one tile's loop over k, latency-bound
-    pull   = waves tile_bytes / (sm_bytes_per_clock clock)          what one SM can pull
-    l2     = tiles tile_bytes / (l2_bytes_per_clock SMs clock)      what the L2 can serve
-    dram   = bytes that miss the L2 / (hbm_frac bandwidth)
-    t      = launch_s + tile_s + (math^p + chain^p + pull^p + l2^p + dram^p)^(1/p)
-             + split_s when s > 1
+    tiles   = round_up(m/tm) round_up(n/tn) batch s            round_up(x) = x + tile_round
+    waves   = tiles/SMs + wave_round (ceil(tiles/SMs) - tiles/SMs)          (ceil(x) - x), >= 1
+    steps   = ceil(k / s / (128 bytes of elements))                       loop of one tile over k
+    math    = 2 tm tn step_k steps (1 + EDGE/tm + EDGE/tn) / (compute_frac peak/SMs)
+    power   = 1 + power_drop log10(1 + waves math / 100 us)             clocks fall in long kernels
+    body    = waves math power + (1 + (waves - 1) wave_round) (fill/2 + store)
+    chain   = steps step_s sqrt(2048 / FLOPs per clock and SM)      latency of one loop over k
+    traffic = max(waves tile_bytes SMs sm_edge, tiles tile_bytes l2_edge) / (a_bytes peak)
+    dram    = d + ramp_s d / (d + ramp_s),   d = bytes missing the L2 / (hbm_frac bandwidth)
+    t       = launch + fill + (body^3 + chain^3 + traffic^3 + dram^3)^(1/3) + split_s if s > 1
 
-and takes the smallest t. tile_bytes = (min(m,tm) a_bytes + min(n,tn) b_bytes) step_k steps
-+ store_cost min(m,tm) min(n,tn) out_bytes: the operands of the loop and the result.
+with tile_bytes = (min(m,tm) a_bytes + min(n,tn) b_bytes) step_k steps + store_cost min(m,tm)
+min(n,tn) out_bytes, store the last term at the rate of one SM, fill = fill_clocks/clock (less
+for loops shorter than four steps), launch = launch_clocks/clock.
+
+Persistent kernels (Hopper and later) hide the store of one tile behind the loop of the next
+and spread the last wave: their `wave_round` is near 0.15, that of classic ones near 0.8.
+l2_edge is the edge of a square tile at which the L2 just keeps the tensor cores of the whole GPU
+busy; sm_edge the same for the path of one SM. As lengths they hold from 1,024 to 8,192 FLOPs
+per clock and SM, where bytes per clock do not.
 
 Cache residency. Cyclic re-use of W bytes in a cache of C bytes with random replacement misses
 the share y that solves 1 - y = exp(-y W/C) (0 for W <= C); C = l2_use l2_bytes. Weights come
 round after `weight_copies` copies of themselves (infinity: a whole model passes in between,
-every byte comes from DRAM), activations and results after one call.
+every byte comes from DRAM), activations and results after one call. Operands that outgrow the
+cache are read again by every block of tiles that is in flight together.
 
 Run-time activation quantisation (gemm.quantize_bytes > 0) is a kernel before the product: its
 own launch and one pass over the activations.
 
-Monotone: no size may grow and time fall. Every candidate (tile, split) is monotone in m, n, k
-and batch, so their minimum is. The smallest time is never below max(flops/peak, missing
-bytes/bandwidth), since compute_frac and hbm_frac are at most 1.
+Monotone: no size grows and time falls, since every candidate grows with m, n, k and batch, and
+so does their minimum. Never below `gemm_roofline_s`: rates are at most the peaks, except that
+compute_frac may pass 1 (short kernels run above the clock at which tensor rates are stated),
+and there the bound itself is the answer.
 
-Ignored: which kernel a library really picks (single shapes move by tens of per cent), rows and
-columns that are not a multiple of 16 bytes (see fitting.gemm), clock differences between cards.
+Not modelled: the kernel that a library really picks (single shapes move by tens of per cent; no
+split below k = 8,192 on L40S costs it 20-150 % there); rows and columns that are not a multiple
+of 16 bytes, which fall off the fast path (fitting.gemm leaves them out of the fit).
+
+Sources: tiles, waves and split-K as in CUTLASS; cache model after Fagin's and Dan-Towsley's
+treatment of random replacement; constants and priors from measured bf16 GEMMs on A100, H100,
+B200, L40S and A40. Known error: docs/accuracy.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,22 +64,30 @@ from .tables import (
 )
 
 GEMM_COEFFICIENTS = (
-    Coefficient("launch_s", 2.0e-6, 0.3, 2e-7, 1e-4, "s", "start and end of a kernel"),
-    Coefficient("compute_frac", 0.93, 0.08, 0.3, 1.0, "1", "share of peak in an endless tile"),
-    Coefficient("hbm_frac", 0.82, 0.08, 0.3, 1.0, "1", "share of DRAM bandwidth when streaming"),
-    Coefficient("l2_bytes_per_clock", 45.0, 0.5, 5.0, 250.0, "B/clock/SM", "what L2 can serve"),
-    Coefficient("sm_bytes_per_clock", 60.0, 0.5, 5.0, 300.0, "B/clock/SM", "what an SM can pull"),
-    Coefficient("tile_s", 0.6e-6, 0.5, 1e-8, 5e-6, "s", "fill and drain of one tile"),
-    Coefficient("step_s", 9e-8, 0.5, 5e-9, 1e-6, "s", "latency of one 128-byte step along k"),
-    Coefficient("edge", 4.0, 0.6, 0.2, 64.0, "elements", "loss of a tile on each of its edges"),
-    Coefficient("power", 0.12, 0.5, 0.005, 0.8, "1", "slow-down of long compute-bound kernels"),
-    Coefficient("l2_use", 0.7, 0.2, 0.1, 1.0, "1", "share of the L2 that holds re-used data"),
-    Coefficient("overlap", 3.2, 0.3, 1.0, 12.0, "1", "p of the smooth maximum of the tracks"),
-    Coefficient("split_s", 2.5e-6, 0.4, 1e-7, 1e-5, "s", "reduction after a split along k"),
-    Coefficient("wave_round", 0.6, 0.5, 0.05, 1.0, "1", "how far a partial wave costs a full one"),
-    Coefficient("store_cost", 3.0, 0.4, 0.3, 8.0, "1", "cost of a result byte to a read byte"),
-    Coefficient("quantize_s", 2.0e-6, 0.4, 2e-7, 3e-5, "s", "start of the quantisation kernel"),
-)
+    Coefficient("launch_clocks", 4300.0, 0.22, 200.0, 2e5, "clocks",
+                "start and end of a kernel, also of an empty one"),
+    Coefficient("compute_frac", 0.93, 0.08, 0.2, 1.12, "1",
+                "math rate of an endless tile in a short kernel, share of the peak"),
+    Coefficient("power_drop", 0.10, 0.5, 0.005, 1.5, "1",
+                "slow-down per tenfold length of a kernel beyond 0.1 ms (power limit)"),
+    Coefficient("hbm_frac", 0.82, 0.06, 0.2, 1.0, "1", "share of the DRAM bandwidth reached"),
+    Coefficient("ramp_s", 1.15e-6, 0.4, 1e-8, 1e-5, "s", "time until DRAM streams at full rate"),
+    Coefficient("l2_use", 0.48, 0.4, 0.1, 1.0, "1", "share of the L2 that keeps re-used data"),
+    Coefficient("l2_edge", 107.0, 0.22, 2.0, 1000.0, "elements",
+                "square tile at which the L2 keeps up with the math of the GPU"),
+    Coefficient("sm_edge", 60.0, 0.15, 2.0, 1000.0, "elements",
+                "square tile at which one SM's path to the L2 keeps up with its math"),
+    Coefficient("store_cost", 4.4, 0.45, 0.1, 20.0, "1", "a result byte costs this many read bytes"),
+    Coefficient("fill_clocks", 480.0, 0.7, 10.0, 1e4, "clocks", "first loads and drain of a tile"),
+    Coefficient("step_s", 1.43e-7, 0.27, 5e-9, 2e-6, "s",
+                "latency of a 128-byte step along k at 2,048 FLOPs per clock and SM"),
+    Coefficient("split_s", 2.45e-6, 0.2, 1e-7, 2e-5, "s", "reduction after a split along k"),
+    Coefficient("wave_round", 0.4, 0.9, 0.05, 1.0, "1",
+                "share of a full wave that a partial one costs beyond its work"),
+    Coefficient("tile_round", 0.66, 0.3, 0.05, 1.0, "1",
+                "share of a full tile that a partial one costs beyond its work"),
+    Coefficient("quantize_s", 2.0e-6, 0.4, 1e-7, 5e-5, "s", "start of the quantisation kernel"),
+)  # fmt: skip
 
 # The resolved row: number-format facts, then the coefficients.
 GEMM = np.dtype(
@@ -81,14 +102,20 @@ GEMM = np.dtype(
     ]
 )
 
-# Output tiles (rows of m, columns of n) and split factors that kernel libraries offer.
-TILE_M = (16.0, 16.0, 32.0, 32.0, 64.0, 64.0, 64.0, 128.0, 128.0, 128.0, 256.0, 256.0)
-TILE_N = (64.0, 128.0, 64.0, 128.0, 64.0, 128.0, 256.0, 64.0, 128.0, 256.0, 64.0, 128.0)
-SPLITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0)
+# Output tiles (rows of m, columns of n) and split factors. Six tiles predict held-out rows as
+# well as twelve, half of them without the corners (measured on six GPUs).
+TILE_M = (16.0, 32.0, 64.0, 64.0, 128.0, 128.0)
+TILE_N = (64.0, 64.0, 64.0, 128.0, 128.0, 256.0)
+SPLITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
+EDGE = 3.2  # elements lost on each edge of a tile; 2.7-3.6 when fitted on each of six GPUs
 STEP_BYTES = 128.0  # one step along k: a shared-memory row of every tensor-core kernel
+FILL_STEPS = 4.0  # depth of the load pipeline: shorter loops fill less of it
+STEP_FLOPS_PER_CLOCK = 2048.0  # 16-bit rate of the SM at which step_s is stated (A100)
+STEP_ELEMENT_BYTES = 2.0
 PARTIAL_BYTES = 8.0  # a split-K partial result in fp32, written and read once
-POWER_RISE_S = 3e-4  # a kernel of this length meets half of the power slow-down
+LONG_KERNEL_S = 1e-4  # clocks begin to fall at about this length
+BLOCK_ELEMENTS = 128.0 * 256.0  # the largest tile: elements per SM of tiles in flight together
 ENDLESS_COPIES = 1e6  # from here on every weight comes from DRAM
 
 
@@ -97,12 +124,12 @@ def miss_frac(ratio: float) -> float:
     """Share of cyclically re-used bytes that miss a cache: y of 1 - y = exp(-ratio y).
 
     ratio: bytes cycled through over cache bytes. 0 up to 1, tends to 1 beyond. Newton from
-    1 - 1/ratio^2, three steps: within 1e-4 for every ratio.
+    1 - 1/ratio^2, above the root, four steps: within 1e-3 and falling short, never non-monotone.
     """
     if ratio <= 1.0:
         return 0.0
     y = 1.0 - 1.0 / (ratio * ratio)
-    for _ in range(3):
+    for _ in range(4):
         kept = math.exp(-ratio * y)
         y -= (1.0 - y - kept) / (ratio * kept - 1.0)
     return max(y, 0.0)
@@ -121,90 +148,130 @@ def gemm_bytes(m: float, n: float, k: float, batch: float, gemm: Any) -> float:
 
 
 @jit
-def gemm_dram_bytes(
+def missing_bytes(
     m: float, n: float, k: float, batch: float, weight_copies: float, gemm: Any, device: Any
-) -> float:
-    """Bytes of a call that the L2 does not hold (see `Cache residency` above)."""
+) -> tuple[float, float]:
+    """Bytes of a call that the L2 does not hold: (each operand once, read again by tile blocks).
+
+    See `Cache residency` above.
+    """
     weights = batch * n * k * gemm.b_bytes
     activations = batch * m * k * gemm.a_bytes
     results = batch * m * n * gemm.out_bytes
     cache = gemm.l2_use * device.l2_bytes
-    once = (weights + activations + results) / cache
+    once_miss = miss_frac((weights + activations + results) / cache)
+    weight_miss = 1.0
     if weight_copies < ENDLESS_COPIES:
         cycled = weight_copies * weights + gemm.activation_copies * activations + results
-        weight_miss = miss_frac(cycled / cache)
-    else:
-        weight_miss = 1.0
-    result_miss = miss_frac(once)
-    if gemm.activation_copies > 1.0:
-        activation_miss = weight_miss
-    else:
-        activation_miss = result_miss
-    return weights * weight_miss + activations * activation_miss + results * result_miss
+        weight_miss = max(once_miss, miss_frac(cycled / cache))
+    activation_miss = weight_miss if gemm.activation_copies > 1.0 else once_miss
+    # A block of tiles in flight reads its rows and columns of both operands.
+    block_edge = math.sqrt(device.sm_count * BLOCK_ELEMENTS)
+    block_bytes = batch * m * n * k * (gemm.a_bytes + gemm.b_bytes) / block_edge
+    again = max(0.0, block_bytes - weights - activations) * once_miss
+    return weights * weight_miss + activations * activation_miss + results * once_miss, again
 
 
 @jit
 def gemm_roofline_s(
     m: float, n: float, k: float, batch: float, weight_copies: float, gemm: Any, device: Any
 ) -> float:
-    """No kernel is faster: max(flops / peak, bytes missing the L2 / DRAM bandwidth)."""
-    return max(
-        gemm_flops(m, n, k, batch) / gemm.peak_flops_per_s,
-        gemm_dram_bytes(m, n, k, batch, weight_copies, gemm, device) / device.hbm_bytes_per_s,
-    )
+    """No kernel is faster: max(flops / peak, bytes missing the L2 once / DRAM bandwidth)."""
+    once, _ = missing_bytes(m, n, k, batch, weight_copies, gemm, device)
+    return max(gemm_flops(m, n, k, batch) / gemm.peak_flops_per_s, once / device.hbm_bytes_per_s)
 
 
 @jit
 def quantize_s(m: float, k: float, batch: float, gemm: Any, device: Any) -> float:
-    """The kernel that turns activations into the product's format; 0 where there is none."""
+    """The kernel that turns activations into the product's format; 0 where there is none.
+
+    start + bytes read and written, at the DRAM rate where they miss the L2 and at the rate at
+    which the L2 feeds a GEMM elsewhere.
+    """
     if gemm.quantize_bytes <= 0.0:
         return 0.0
-    elements = batch * m * k
-    moved = elements * (gemm.quantize_bytes + gemm.a_bytes)
+    moved = batch * m * k * (gemm.quantize_bytes + gemm.a_bytes)
     missing = moved * miss_frac(moved / (gemm.l2_use * device.l2_bytes))
-    return gemm.quantize_s + max(
-        missing / (gemm.hbm_frac * device.hbm_bytes_per_s),
-        moved / (gemm.l2_bytes_per_clock * device.sm_count * device.clock_hz),
+    dram = missing / (gemm.hbm_frac * device.hbm_bytes_per_s)
+    l2 = moved * gemm.l2_edge / (gemm.a_bytes * gemm.peak_flops_per_s)
+    return gemm.quantize_s + max(dram, l2)
+
+
+@jit
+def dram_s(once_bytes: float, again_bytes: float, gemm: Any, device: Any) -> float:
+    """Seconds of DRAM traffic, start of the stream included."""
+    seconds = (once_bytes + again_bytes) / (gemm.hbm_frac * device.hbm_bytes_per_s)
+    return seconds + gemm.ramp_s * seconds / (seconds + gemm.ramp_s)
+
+
+@jit
+def round_up(parts: float, share: float) -> float:
+    """`parts` moved by `share` of the way to the next whole number, at least 1."""
+    return max(1.0, parts + share * (math.ceil(parts) - parts))
+
+
+class Rates(NamedTuple):
+    """What the candidates of one product share: seconds per unit of work, and its DRAM time."""
+
+    flop_s: float  # per FLOP of one SM
+    sm_byte_s: float  # per byte over one SM's path
+    l2_byte_s: float  # per byte out of the L2
+    step_s: float  # latency of a step along k
+    fill_s: float  # of a tile with a loop of FILL_STEPS or more
+    dram_s: float  # of the whole product
+
+
+@jit
+def rates_of(dram: float, gemm: Any, device: Any) -> Rates:
+    """Rates of a GEMM row on a device; `dram`: seconds of DRAM traffic."""
+    byte_s = 1.0 / (gemm.a_bytes * gemm.peak_flops_per_s)
+    reference = STEP_FLOPS_PER_CLOCK * device.sm_count * device.clock_hz * STEP_ELEMENT_BYTES
+    return Rates(
+        device.sm_count / (gemm.compute_frac * gemm.peak_flops_per_s),
+        device.sm_count * gemm.sm_edge * byte_s,
+        gemm.l2_edge * byte_s,
+        gemm.step_s * math.sqrt(reference * byte_s),
+        gemm.fill_clocks / device.clock_hz,
+        dram,
     )
 
 
 @jit
-def candidate_tracks(
-    m: float,
-    n: float,
-    k: float,
-    batch: float,
-    tm: float,
-    tn: float,
+def candidate_s(
+    steps: float,
+    tiles: float,
     split: float,
+    rows: float,
+    columns: float,
+    step_flops: float,
+    sm_count: float,
+    best: float,
+    rates: Any,
     gemm: Any,
-    device: Any,
 ) -> tuple[float, float, float]:
-    """Seconds of (math, chain, traffic) of one tile and split: formulas above."""
-    step_k = STEP_BYTES / gemm.a_bytes
-    steps = math.ceil(k / (split * step_k))
-    tiles = math.ceil(m / tm) * math.ceil(n / tn) * batch * split
-    share = tiles / device.sm_count
-    waves = max(1.0, share + gemm.wave_round * (math.ceil(share) - share))
-    rows = min(m, tm)
-    columns = min(n, tn)
-    stored = gemm.out_bytes if split == 1.0 else PARTIAL_BYTES
-    tile_bytes = (
-        rows * gemm.a_bytes + columns * gemm.b_bytes
-    ) * steps * step_k + gemm.store_cost * rows * columns * stored
-    sm_flops_per_s = gemm.compute_frac * gemm.peak_flops_per_s / device.sm_count
-    tile_math = (
-        2.0 * tm * tn * steps * step_k * (1.0 + gemm.edge * (1.0 / tm + 1.0 / tn)) / sm_flops_per_s
-    )
-    busy = waves * tile_math
-    compute = busy * (1.0 + gemm.power * busy / (busy + POWER_RISE_S)) + waves * 0.5 * gemm.tile_s
-    chain = steps * gemm.step_s
-    traffic = (
-        tile_bytes
-        / device.clock_hz
-        * max(waves / gemm.sm_bytes_per_clock, share / gemm.l2_bytes_per_clock)
-    )
-    return compute, chain, traffic
+    """One tile and split: (seconds without launch, body, memory), or (inf, 0, 0) if not < best.
+
+    steps: of one tile's loop over k; tiles: in all, splits counted; rows, columns: of a tile that
+    are not padding; step_flops: of a tile in one step, losses at its edges counted. The early way
+    out compares lower bounds, so the answer of a search does not depend on it.
+    """  # fmt: skip
+    waves = round_up(tiles / sm_count, gemm.wave_round)
+    stored = gemm.store_cost * rows * columns * (gemm.out_bytes if split == 1.0 else PARTIAL_BYTES)
+    step_bytes = (rows * gemm.a_bytes + columns * gemm.b_bytes) * STEP_BYTES / gemm.a_bytes
+    traffic = (step_bytes * steps + stored) * max(waves * rates.sm_byte_s, tiles * rates.l2_byte_s)
+    chain = steps * rates.step_s
+    fill = rates.fill_s * min(1.0, steps / FILL_STEPS)
+    extra = fill if split == 1.0 else fill + gemm.split_s
+    busy = waves * steps * step_flops * rates.flop_s
+    body = busy + (1.0 + (waves - 1.0) * gemm.wave_round) * (0.5 * fill + stored * rates.sm_byte_s)
+    others = chain * chain * chain + traffic * traffic * traffic
+    others += rates.dram_s * rates.dram_s * rates.dram_s
+    left = best - extra
+    if left <= 0.0 or body * body * body + others >= left * left * left:
+        return math.inf, 0.0, 0.0
+    body += busy * gemm.power_drop * math.log10(1.0 + busy / LONG_KERNEL_S)
+    total = extra + (body * body * body + others) ** (1.0 / 3.0)
+    return total, body, max(traffic, rates.dram_s)
 
 
 @jit
@@ -213,48 +280,49 @@ def gemm_s(
 ) -> tuple[float, int]:
     """Seconds and what bounds them (a BOUND_* code) of `batch` products [m, k] x [k, n].
 
-    weight_copies: sets of weights that the caller cycles through before re-use: about 5 in
-    micro-benchmarks, infinity in a model. gemm: a GEMM row; device: a DEVICE row. Batched
-    factors have weights and activations of their own.
+    weight_copies: sets of weights that the caller cycles through before re-use: about 5.5 in
+    micro-benchmarks, infinity in a model. gemm: a GEMM row; device: a DEVICE row. Factors of a
+    batch have weights and activations of their own.
     """
-    dram = gemm_dram_bytes(m, n, k, batch, weight_copies, gemm, device) / (
-        gemm.hbm_frac * device.hbm_bytes_per_s
-    )
-    p = gemm.overlap
+    once, again = missing_bytes(m, n, k, batch, weight_copies, gemm, device)
+    rates = rates_of(dram_s(once, again, gemm, device), gemm, device)
+    sm_count = device.sm_count
     step_k = STEP_BYTES / gemm.a_bytes
+    k_steps = k / step_k
     best = math.inf
-    best_compute = 0.0
+    best_body = 0.0
     best_memory = 0.0
-    for i in range(len(TILE_M)):
+    n_tiles = len(TILE_M)
+    for i in range(n_tiles):
+        # The likely winner first: small tiles for few rows. It only speeds up the search.
+        at = i if m <= TILE_M[2] else n_tiles - 1 - i
+        tm = TILE_M[at]
+        tn = TILE_N[at]
+        tiles = round_up(m / tm, gemm.tile_round) * round_up(n / tn, gemm.tile_round) * batch
+        step_flops = 2.0 * tm * tn * step_k * (1.0 + EDGE / tm + EDGE / tn)
+        # Every split does this much math and waits for the same DRAM traffic.
+        floor = max(tiles / sm_count * k_steps * step_flops * rates.flop_s, rates.dram_s)
         for split in SPLITS:
-            # A row of one (GEMV kernels) reduces inside the block.
-            extra = gemm.split_s if split > 1.0 and m > 1.0 else 0.0
-            if dram + extra >= best:
+            if floor + (gemm.split_s if split > 1.0 else 0.0) >= best:
                 break
-            compute, chain, traffic = candidate_tracks(
-                m, n, k, batch, TILE_M[i], TILE_N[i], split, gemm, device
-            )
-            top = max(compute, chain, traffic, dram)
-            if top + extra < best:
-                total = extra + top * (
-                    (compute / top) ** p
-                    + (chain / top) ** p
-                    + (traffic / top) ** p
-                    + (dram / top) ** p
-                ) ** (1.0 / p)
-                if total < best:
-                    best = total
-                    best_compute = compute
-                    best_memory = max(dram, traffic)
-            if k <= split * step_k:
+            total, body, memory = candidate_s(
+                math.ceil(k_steps / split), tiles * split, split, min(m, tm), min(n, tn),
+                step_flops, sm_count, best, rates, gemm,
+            )  # fmt: skip
+            if total < best:
+                best = total
+                best_body = body
+                best_memory = memory
+            if k_steps <= split:
                 break  # one step is left: a finer split only adds tiles
-    fixed = gemm.launch_s + gemm.tile_s + quantize_s(m, k, batch, gemm, device)
+    fixed = gemm.launch_clocks / device.clock_hz + quantize_s(m, k, batch, gemm, device)
+    seconds = max(fixed + best, gemm_flops(m, n, k, batch) / gemm.peak_flops_per_s)
     bound = BOUND_MEMORY
-    if best_compute > best_memory:
+    if best_body > best_memory:
         bound = BOUND_COMPUTE
-    if fixed + best > 2.0 * max(best_compute, best_memory):
+    if seconds > 2.0 * max(best_body, best_memory):
         bound = BOUND_LATENCY
-    return fixed + best, bound
+    return seconds, bound
 
 
 @jit
