@@ -5,11 +5,11 @@
 Writes src/rtsim/data/profiles/megatron-lm-*.toml; with --check it writes nothing and exits with
 status 1 if a shipped profile differs from what the tables give.
 
-Order of the fit: GEMM coefficients from 64 kernels timed inside layers on an A100; on top of
-them the host track and a few coefficients that work differently inside a whole model, from 60
-whole generations (28 on V100, where the A100's fitted values are the priors, since it is the
-same software and there are no half-precision GEMM rows). What neither table pins down keeps the
-priors declared in the kernel modules.
+Order of the fit: GEMM coefficients from 64 kernels timed inside layers on an A100 and those of
+NCCL from 64 calls; on top of them the host track and a few coefficients that work differently
+inside a whole model, from 60 whole generations (30 on V100, where the A100's fitted values are
+the priors, since it is the same software and there are no half-precision GEMM rows). What no
+table pins down keeps the priors declared in the kernel modules.
 
 Intervals: the deviations are those with which 90 % of the fitted rows, their errors widened for
 the degrees of freedom used ("seen"), and 90 % of the rows of a model left out ("unseen") fall in.
@@ -27,6 +27,8 @@ from rtsim_kernels.gemm import GEMM_COEFFICIENTS
 
 from rtsim.calibrate import fit_coefficients
 from rtsim.catalog import load_gpu
+from rtsim.device_facts import device_row, link_facts_of
+from rtsim.fitting import collective as collective_rows
 from rtsim.fitting.generation import (
     Configuration,
     Freedom,
@@ -49,6 +51,7 @@ TABLES = HERE / "tables"
 PROFILES = HERE.parent / "src" / "rtsim" / "data" / "profiles"
 
 TRAITS = StackTraits(attention="unfused", logits="all", fused_norm=False, eager_copies=True)
+KERNEL_TABLES = ("gemm_a100.csv", "collective_a100.csv")
 # Deviations of ln(error) that kernels of a kind show on their own (accuracy report); only their
 # proportions matter here, the scale is fitted.
 KERNEL_SIGMAS = {
@@ -85,9 +88,9 @@ RECIPES = (
             ("collective.nccl", "ring_floor_s", 0.5, None),
             ("collective.nccl", "bulk_frac", 0.5, None),
             ("gemm.fp16", "compute_frac", 0.15, None),
-            # V100's L2 serves 2048 bytes a clock to 80 SMs, the A100's 5120 to 108 (NVIDIA A100
-            # white paper, 2020): 0.54 of the A100's rate per SM.
-            ("gemm.fp16", "l2_bytes_per_clock", 0.4, 21.0),
+            ("gemm.fp16", "l2_edge", 0.4, None),
+            ("gemm.fp16", "sm_edge", 0.4, None),
+            ("gemm.fp16", "step_s", 0.4, None),
         ),
     ),
 )
@@ -115,6 +118,24 @@ def fit_gemm(profile: Profile) -> dict[str, float]:
         row_sigma=np.hypot(0.06, SHORTEST_DIGITS_US / measured_us),
     )  # fmt: skip
     return dict(zip(fit.names, fit.values.tolist(), strict=True))
+
+
+def fit_collectives(gpu_name: str) -> dict[str, float]:
+    """Coefficients of NCCL called from PyTorch, on nodes of eight A100s."""
+    columns = read_table(TABLES / "collective_a100.csv").columns
+    gpu = load_gpu(gpu_name)
+    groups = []
+    for (_, topology), members in collective_rows.by_machine(
+        columns, range(len(columns["gpu"]))
+    ).items():
+        links = link_facts_of(gpu, topology)
+        groups.append(
+            (
+                collective_rows.rows_of(columns, members),
+                collective_rows.Machine(links, device_row(gpu)),
+            )
+        )
+    return collective_rows.fit_rows(groups).coefficients
 
 
 def freedoms_of(recipe: Recipe, base: Profile) -> list[Freedom]:
@@ -158,11 +179,11 @@ def fit_profile(recipe: Recipe, base: Profile) -> tuple[Profile, str]:
         provenance={
             "kind": "fitted",
             "source": "stanford-crfm/helm-efficiency, commit c31b8fcc2b99 (whole generations); "
-            "microsoft/vidur, commit 7d47513363ec (GEMM inside layers, A100)",
+            "microsoft/vidur, commit 7d47513363ec (GEMM inside layers and NCCL calls, A100)",
             "date": "2026-11-23",
             "recipe": "calibration/fit_megatron.py",
-            "tables": [recipe.table, "gemm_a100.csv"],
-            "rows": len(table) + len(read_table(TABLES / "gemm_a100.csv")),
+            "tables": [recipe.table, *KERNEL_TABLES],
+            "rows": sum(len(read_table(TABLES / name)) for name in (recipe.table, *KERNEL_TABLES)),
             "fitted_mape": round(_mape(across.log_error), 4),
             "left_out_model_mape": round(_mape(unseen.log_error), 4),
         },
@@ -186,11 +207,16 @@ def start_profile() -> Profile:
     )  # fmt: skip
 
 
+def kernel_profile() -> Profile:
+    """Kernel coefficients fitted on kernels; what whole generations start from."""
+    start = start_profile()
+    kernels = {"gemm.fp16": fit_gemm(start), "collective.nccl": fit_collectives(start.gpu)}
+    return replace(start, coefficients=kernels)
+
+
 def main(check: bool) -> int:
     """Fit every recipe in turn; the exit status."""
-    base = start_profile()
-    gemm = fit_gemm(base)
-    base = replace(base, coefficients={"gemm.fp16": gemm})
+    base = kernel_profile()
     status = 0
     for recipe in RECIPES:
         profile, text = fit_profile(recipe, base)

@@ -25,7 +25,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "calibration"))
 
 import fit_megatron  # noqa: E402
-
 from rtsim.fitting.generation import (  # noqa: E402
     Configuration,
     configurations,
@@ -33,7 +32,7 @@ from rtsim.fitting.generation import (  # noqa: E402
     runtimes,
 )
 from rtsim.measurements import read_table  # noqa: E402
-from rtsim.profile import Profile, interval_half_width, load_profile  # noqa: E402
+from rtsim.profile import Profile, load_profile  # noqa: E402
 
 # GPT-3 175B on eight A100-80GB, the paper's own system: (prompt, output) tokens.
 HEADLINE = ((512, 1), (512, 64), (1024, 32))
@@ -118,8 +117,9 @@ def headline(full: Sequence[Configuration], profile: Profile) -> str:
     return table(["prompt", "output", "measured", "predicted", "error"], rows)
 
 
-def unseen_rows(full: Sequence[Configuration], fitted: Sequence[Configuration],
-                profile: Profile) -> tuple[str, str]:  # fmt: skip
+def unseen_rows(
+    full: Sequence[Configuration], fitted: Sequence[Configuration], profile: Profile
+) -> tuple[str, str]:
     """(table by model, one-line summary) of the rows outside the fit."""
     rows, every = [], []
     for configuration in full:
@@ -141,8 +141,8 @@ def _summary(label: str, parts: Sequence[Errors]) -> list[str]:
         np.concatenate([p.roofline_s for p in parts])
         / np.concatenate([p.measured_s for p in parts]) - 1.0
     )  # fmt: skip
-    return [label, str(len(error)), percent(error.mean()), percent(float(np.median(error))),
-            percent(error[prompt].mean()), percent(inside.mean()), percent(roofline.mean())]  # fmt: skip
+    figures = (error.mean(), np.median(error), error[prompt].mean(), inside.mean(), roofline.mean())
+    return [label, str(len(error)), *(percent(float(figure)) for figure in figures)]
 
 
 def _line(parts: Sequence[Errors]) -> str:
@@ -154,10 +154,15 @@ def _line(parts: Sequence[Errors]) -> str:
     )
 
 
-def left_out_models(full: Sequence[Configuration], fitted: Sequence[Configuration],
-                    profile: Profile, base: Profile, recipe: fit_megatron.Recipe) -> str:  # fmt: skip
+def left_out_models(
+    full: Sequence[Configuration],
+    fitted: Sequence[Configuration],
+    profile: Profile,
+    base: Profile,
+    recipe: fit_megatron.Recipe,
+) -> str:
     """Each model predicted by a fit without any of its rows."""
-    rows, every, means, prompts = [], [], [], []
+    rows, every = [], []
     for configuration in full:
         rest = [c for c in fitted if c.label != configuration.label]
         refitted, _ = fit_stack(rest, base, fit_megatron.freedoms_of(recipe, base))
@@ -169,18 +174,17 @@ def left_out_models(full: Sequence[Configuration], fitted: Sequence[Configuratio
         errors = Errors(configuration, judged)
         every.append(errors)
         rows.append(_summary(configuration.label, [errors]))
-        means.append(np.abs(errors.error).mean())
-        prompts.append(np.abs(errors.error[errors.prompt_only]).mean())
     rows.append(_summary("all", every))
     return table(_HEADER, rows)
 
 
 def bases() -> list[tuple[fit_megatron.Recipe, Profile]]:
     """What each recipe starts from, as calibration/fit_megatron.py has it."""
-    start = fit_megatron.start_profile()
     a100 = load_profile(f"megatron-lm-{fit_megatron.RECIPES[0].gpu}")
-    start = replace(start, coefficients={"gemm.fp16": a100.coefficients["gemm.fp16"]})
-    return [(fit_megatron.RECIPES[0], start), (fit_megatron.RECIPES[1], a100)]
+    return [
+        (fit_megatron.RECIPES[0], fit_megatron.kernel_profile()),
+        (fit_megatron.RECIPES[1], a100),
+    ]
 
 
 def report(folder: Path | None) -> str:

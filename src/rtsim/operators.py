@@ -43,6 +43,7 @@ class StackTraits:
         output is transposed by another, as eager stacks do.
     direct_all_reduce_bytes: largest message that the stack's own all-reduce kernels take; 0 = it
         has none and calls the library.
+    in_switch_reduction: all-reduces use the switch's adders where it has them (NVLink SHARP).
     """
 
     attention: str = "fused"
@@ -50,6 +51,7 @@ class StackTraits:
     fused_norm: bool = True
     eager_copies: bool = False
     direct_all_reduce_bytes: float = 0.0
+    in_switch_reduction: bool = False
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rtsim_kernels import attention, collective, gemm, memory_bound, step, tables
 
+from rtsim.device_facts import device_row, link_facts_of, record, threads_per_sm
 from rtsim.errors import DataError, NotSupported, UnknownName
 from rtsim.operators import StackTraits
 from rtsim.specs.dtype import WeightFormat, dtype_bytes
@@ -246,23 +247,6 @@ def gpu_distance(gpu: GpuSpec, profile: Profile) -> float:
 # Rows ----------------------------------------------------------------------------------------
 
 
-def device_row(gpu: GpuSpec) -> NDArray[np.void]:
-    """The DEVICE row, shape (), of a GPU's datasheet facts."""
-    return _record(
-        tables.DEVICE,
-        sm_count=gpu.sm_count,
-        clock_hz=gpu.clock_hz,
-        hbm_bytes_per_s=gpu.hbm_bytes_per_s,
-        l2_bytes=gpu.l2_bytes,
-        vector_flops_per_s=gpu.peak_fp32_flops_per_s,
-    )
-
-
-def _record(dtype: np.dtype[np.void], **values: float) -> NDArray[np.void]:
-    names = dtype.names or ()
-    return np.array(tuple(values[name] for name in names), dtype)
-
-
 @dataclass(frozen=True)
 class Formats:
     """Number formats of a run: activations and compute, weights, KV cache."""
@@ -349,9 +333,9 @@ def machine_rows(
     batched = profile.section("gemm", "batched", *_same_width(formats.dtype))
     gemm_rows = np.array(
         [
-            _record(gemm.GEMM, peak_flops_per_s=weight_peak, **weights, **linear),
-            _record(gemm.GEMM, peak_flops_per_s=peak, **plain, **dense),
-            _record(gemm.GEMM, peak_flops_per_s=peak, **plain, **batched),
+            record(gemm.GEMM, peak_flops_per_s=weight_peak, **weights, **linear),
+            record(gemm.GEMM, peak_flops_per_s=peak, **plain, **dense),
+            record(gemm.GEMM, peak_flops_per_s=peak, **plain, **batched),
         ]
     )
     attention_facts = {
@@ -360,42 +344,46 @@ def machine_rows(
         "kv_element_bytes": dtype_bytes(formats.kv_dtype),
     }
     attention_variants = (formats.kv_dtype, *_same_width(formats.dtype))
-    domain = gpu.link.domain_size if gpu.link else 1
-    mesh = gpu.link is not None and gpu.link.topology in ("mesh", "ring", "torus")
-    link_facts = {
-        "link_bytes_per_s": gpu.link.bytes_per_s if gpu.link else 0.0,
-        "link_domain": domain,
-        "mesh_peers": float(domain - 1) if mesh else 0.0,
-        "pcie_bytes_per_s": gpu.pcie_bytes_per_s,
-        "network_bytes_per_s": gpu.network.bytes_per_s if gpu.network else gpu.pcie_bytes_per_s,
-        "multicast": 0.0,
-        "direct_limit_bytes": float(profile.traits.direct_all_reduce_bytes),
-        "staged": 0.0,
+    links = vars(link_facts_of(gpu))
+    facts = {
+        **links,
+        "multicast": links["multicast"] if profile.traits.in_switch_reduction else 0.0,
+        "staged": 0.0,  # the host track holds the cost of eager calls
     }
-    tensor = _record(
-        collective.COLLECTIVE, **link_facts, **profile.section("collective", "tensor", "nccl")
-    )
-    library = _record(
+    tensor = record(
         collective.COLLECTIVE,
-        **{**link_facts, "direct_limit_bytes": 0.0},
+        **facts,
+        direct_limit_bytes=profile.traits.direct_all_reduce_bytes,
+        **profile.section("collective", "tensor", "nccl"),
+    )
+    library = record(
+        collective.COLLECTIVE,
+        **facts,
+        direct_limit_bytes=0.0,
         **profile.section("collective", "nccl", "tensor"),
     )
     return MachineRows(
         device=device_row(gpu),
         gemm=gemm_rows,
-        prefill=_record(
+        prefill=record(
             attention.ATTENTION_PREFILL,
             **attention_facts,
             **profile.section("attention_prefill", *attention_variants),
         ),
-        decode=_record(
+        decode=record(
             attention.ATTENTION_DECODE,
             **attention_facts,
             **profile.section("attention_decode", *attention_variants),
         ),
-        memory=_record(memory_bound.MEMORY_BOUND, **profile.section("memory_bound")),
+        memory=record(
+            memory_bound.MEMORY_BOUND,
+            **{
+                **profile.section("memory_bound"),
+                "threads_per_sm": threads_per_sm(gpu.compute_capability),
+            },
+        ),
         collective=np.array([tensor, library, library]),
-        host=_record(step.HOST, **profile.section("host")),
+        host=record(step.HOST, **profile.section("host")),
     )
 
 

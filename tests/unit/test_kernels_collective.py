@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rtsim_kernels import collective, compiled, tables
 
+from rtsim.device_facts import link_facts
 from rtsim.fitting import collective as recipe
 
 A100 = np.array((108.0, 1.41e9, 2.039e12, 40 * 2.0**20, 19.5e12), tables.DEVICE)
@@ -252,7 +253,7 @@ def table(rows: int = 240, **override: object) -> dict[str, np.ndarray]:
 
 
 def machine() -> recipe.Machine:
-    links = recipe.link_facts(
+    links = link_facts(
         "nvswitch",
         link_bytes_per_s=300e9,
         link_domain=8,
@@ -324,7 +325,7 @@ def test_unusable_rows_say_why() -> None:
 def test_topology_names(
     topology: str, domain: float, mesh: float, rate: float, multicast: float
 ) -> None:
-    facts = recipe.link_facts(
+    facts = link_facts(
         topology,
         link_bytes_per_s=450e9,
         link_domain=8,

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rtsim_kernels import collective
 
 from rtsim.calibrate import Fit, fit_coefficients, select_rows
+from rtsim.device_facts import LinkFacts
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
@@ -42,57 +43,6 @@ LIBRARY_IMPLEMENTATIONS = ("nccl", "nccl-tests")
 EAGER = "custom_eager"
 GRAPH = "custom_graph"
 IMPLEMENTATIONS = (*LIBRARY_IMPLEMENTATIONS, GRAPH, EAGER)
-
-# NVLink4 and later switches add and multicast (NVLink SHARP); that link's rate one way per GPU.
-MULTICAST_LINK_BYTES_PER_S = 400e9
-
-
-@dataclass(frozen=True)
-class LinkFacts:
-    """Facts of a machine for the COLLECTIVE row, in its units."""
-
-    link_bytes_per_s: float
-    link_domain: float
-    mesh_peers: float
-    pcie_bytes_per_s: float
-    network_bytes_per_s: float
-    multicast: float
-
-
-def link_facts(
-    topology: str,
-    *,
-    link_bytes_per_s: float,
-    link_domain: float,
-    pcie_bytes_per_s: float,
-    network_bytes_per_s: float,
-) -> LinkFacts:
-    """Facts of a machine with a GPU's datasheet rates and a table's `topology` name.
-
-    Topologies: nvswitch, nvlink-pairs, nvlink-full-mesh-N, pcieN; "" = as the datasheet says.
-
-    >>> facts = link_facts("nvlink-pairs", link_bytes_per_s=3e11, link_domain=8,
-    ...                    pcie_bytes_per_s=3.2e10, network_bytes_per_s=2.5e10)
-    >>> facts.link_domain, facts.multicast
-    (2.0, 0.0)
-    """
-    domain, mesh, rate = max(1.0, float(link_domain)), 0.0, float(link_bytes_per_s)
-    if topology == "nvlink-pairs":
-        domain = 2.0
-    elif topology.startswith("nvlink-full-mesh-"):
-        domain = float(topology.rpartition("-")[2])
-        mesh = domain - 1.0
-    elif topology.startswith("pcie"):
-        domain, rate = 1.0, 0.0
-    switched = mesh == 0.0 and domain > 2.0
-    return LinkFacts(
-        link_bytes_per_s=rate,
-        link_domain=domain,
-        mesh_peers=mesh,
-        pcie_bytes_per_s=float(pcie_bytes_per_s),
-        network_bytes_per_s=float(network_bytes_per_s),
-        multicast=float(switched and rate >= MULTICAST_LINK_BYTES_PER_S),
-    )
 
 
 @dataclass(frozen=True)

@@ -46,20 +46,6 @@ EAGER_LAUNCH_S = 15e-6
 # Host time of one eager call in launches of an add: three results to allocate, not one.
 EAGER_LAUNCHES = {"layernorm": 2.5}
 
-# Resident threads of an SM by compute capability (CUDA programming guide, technical
-# specifications); 2048 for the data-centre chips from Pascal on.
-_THREADS_PER_SM = {"7.5": 1024.0, "8.6": 1536.0, "8.7": 1536.0, "8.9": 1536.0, "12.0": 1536.0}
-_THREADS_PER_SM_DATA_CENTRE = 2048.0
-
-
-def threads_per_sm(compute_capability: str) -> float:
-    """Resident threads of one SM, a fact for the MEMORY_BOUND row.
-
-    >>> threads_per_sm("8.9"), threads_per_sm("9.0")
-    (1536.0, 2048.0)
-    """
-    return _THREADS_PER_SM.get(compute_capability, _THREADS_PER_SM_DATA_CENTRE)
-
 
 @dataclass(frozen=True)
 class Rows:

@@ -1,0 +1,108 @@
+"""Facts of a GPU as kernel rows take them: the DEVICE row, links, threads of an SM.
+
+Datasheet figures only; nothing here is fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rtsim_kernels import tables
+
+from rtsim.specs.gpu import GpuSpec
+
+# Resident threads of an SM by compute capability (CUDA programming guide, technical
+# specifications); 2048 for the data-centre chips from Pascal on.
+_THREADS_PER_SM = {"7.5": 1024.0, "8.6": 1536.0, "8.7": 1536.0, "8.9": 1536.0, "12.0": 1536.0}
+_THREADS_PER_SM_DATA_CENTRE = 2048.0
+
+
+def threads_per_sm(compute_capability: str) -> float:
+    """Resident threads of one SM, a fact for the MEMORY_BOUND row.
+
+    >>> threads_per_sm("8.9"), threads_per_sm("9.0")
+    (1536.0, 2048.0)
+    """
+    return _THREADS_PER_SM.get(compute_capability, _THREADS_PER_SM_DATA_CENTRE)
+
+
+def device_row(gpu: GpuSpec) -> NDArray[np.void]:
+    """The DEVICE row, shape (), of a GPU's datasheet facts."""
+    return record(
+        tables.DEVICE,
+        sm_count=gpu.sm_count,
+        clock_hz=gpu.clock_hz,
+        hbm_bytes_per_s=gpu.hbm_bytes_per_s,
+        l2_bytes=gpu.l2_bytes,
+        vector_flops_per_s=gpu.peak_fp32_flops_per_s,
+    )
+
+
+def record(dtype: np.dtype[np.void], **values: float) -> NDArray[np.void]:
+    names = dtype.names or ()
+    return np.array(tuple(values[name] for name in names), dtype)
+
+
+# NVLink4 and later switches add and multicast (NVLink SHARP); that link's rate one way per GPU.
+MULTICAST_LINK_BYTES_PER_S = 400e9
+
+
+@dataclass(frozen=True)
+class LinkFacts:
+    """Facts of a machine for the COLLECTIVE row, in its units."""
+
+    link_bytes_per_s: float
+    link_domain: float
+    mesh_peers: float
+    pcie_bytes_per_s: float
+    network_bytes_per_s: float
+    multicast: float
+
+
+def link_facts(
+    topology: str,
+    *,
+    link_bytes_per_s: float,
+    link_domain: float,
+    pcie_bytes_per_s: float,
+    network_bytes_per_s: float,
+) -> LinkFacts:
+    """Facts of a machine with a GPU's datasheet rates and a table's `topology` name.
+
+    Topologies: nvswitch, nvlink-pairs, nvlink-full-mesh-N, pcieN; "" = as the datasheet says.
+
+    >>> facts = link_facts("nvlink-pairs", link_bytes_per_s=3e11, link_domain=8,
+    ...                    pcie_bytes_per_s=3.2e10, network_bytes_per_s=2.5e10)
+    >>> facts.link_domain, facts.multicast
+    (2.0, 0.0)
+    """
+    domain, mesh, rate = max(1.0, float(link_domain)), 0.0, float(link_bytes_per_s)
+    if topology == "nvlink-pairs":
+        domain = 2.0
+    elif topology.startswith("nvlink-full-mesh-"):
+        domain = float(topology.rpartition("-")[2])
+        mesh = domain - 1.0
+    elif topology.startswith("pcie"):
+        domain, rate = 1.0, 0.0
+    switched = mesh == 0.0 and domain > 2.0
+    return LinkFacts(
+        link_bytes_per_s=rate,
+        link_domain=domain,
+        mesh_peers=mesh,
+        pcie_bytes_per_s=float(pcie_bytes_per_s),
+        network_bytes_per_s=float(network_bytes_per_s),
+        multicast=float(switched and rate >= MULTICAST_LINK_BYTES_PER_S),
+    )
+
+
+def link_facts_of(gpu: GpuSpec, topology: str = "") -> LinkFacts:
+    """Facts of the machine that a GPU's datasheet describes; `topology` as in `link_facts`."""
+    return link_facts(
+        topology,
+        link_bytes_per_s=gpu.link.bytes_per_s if gpu.link else 0.0,
+        link_domain=gpu.link.domain_size if gpu.link else 1.0,
+        pcie_bytes_per_s=gpu.pcie_bytes_per_s,
+        network_bytes_per_s=gpu.network.bytes_per_s if gpu.network else gpu.pcie_bytes_per_s,
+    )
