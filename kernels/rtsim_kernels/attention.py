@@ -1,29 +1,53 @@
-"""Fused attention: flash-style prefill and split-KV decode of one layer on one GPU.
+"""Fused attention of one layer on one GPU: flash-style prefill and split-KV decode.
 
-One formula for every GPU and stack; what the stacks' kernels do differently (tile shapes, head
-packing, helper kernels) is in the coefficients. All times are GPU time of the whole operator:
-the kernels that write the new keys and values into the cache, and quantise where the format asks
-for it, are in it; the host is not.
+One formula for every GPU and stack; what the kernels of a stack do differently (packing of
+heads, tile height, helper kernels) is in the coefficients. Times are GPU times of the whole
+operator: kernels that write new keys and values into the cache, and quantise where the format
+asks for it, are in it; the host is not.
 
-**Prefill.** The query rows are cut into tiles of `TILE_ROWS`. A tile meets the keys visible to
-its last row, plus a fill of some keys (pipeline, masked blocks), plus a fixed cost. A key costs a
-row two products on the tensor cores and one exponential on the special-function units.
+**Prefill.** Query rows are cut into tiles of `tile_rows`. A tile meets all keys visible to its
+last row (masked ones at the diagonal are computed too) plus FILL_KEYS of pipeline fill. A key
+costs a row two products on the tensor cores and one exponential:
 
-    pair     = 2 (d_qk + d_v) / (peak/SMs * tensor_frac) + softmax_clocks / clock
-    tile     = tile_clocks / clock + TILE_ROWS * (keys + fill_keys) * pair
-    work     = makespan of the tiles over the SMs, longest first, plus a part of the last tile
-    hbm      = (query + output + keys + values) / (hbm_frac * bandwidth)
-    helpers  = passes over new queries and keys by other kernels / (hbm_frac * bandwidth)
-    t        = launch + helpers + p-norm(work, hbm) + power slow-down
+    pair     = slow * (2 (d_qk + d_v) SMs / (peak tensor_frac) + softmax_clocks / clock)
+    tile     = tile_clocks / clock + tile_rows * (keys + FILL_KEYS) * pair
+    rounds   = tiles / SMs
+    work     = max(longest tile alone,
+                   rounds * mean tile + part of the unfilled round + tail_frac * (longest - mean))
+    memory   = (queries, outputs, keys, values) / (HBM, or L2 where they fit and are warm)
+    helpers  = query_passes, kv_passes over new tokens, token_clocks per token; one more launch
+    t        = launch_s + helpers + p-norm(work, memory) + power slow-down of long tensor work
+
+Heads of a group share a tile to the extent `pack_frac` (FlashAttention 3 and FlashInfer pack,
+TensorRT-LLM does not); single-token queries have their own `single_pack_frac` since some stacks
+send them to a decode kernel. Encoders (not causal) keep no cache and run no helpers.
 
 **Decode.** One new token per sequence. A thread block (CTA) takes one sequence, one KV head and
-one of `splits` parts of its context:
+one of `splits` parts of its context; an SM works on one after the other:
 
-    cta      = cta_clocks / clock + keys/split * key bytes / SM bandwidth
-    t        = launch + p-norm(makespan of the CTAs, cold bytes / HBM, padded tensor work)
-               + combine when split; smallest over splits
+    cta      = fixed clocks (head size, group) / clock + keys * max(bytes / SM intake, products)
+    grid     = CTAs / SMs, partly rounded up, at least 1, times cta
+    t        = launch_s + max(grid, cold bytes / HBM + EXPOSED * fixed part of grid)
+               + combine_s if split; the smallest over splits that fill the GPU split_fill times
 
-Sources: FlashAttention 2 and 3 (Dao 2023; Shah et al. 2024), FlashDecoding (Dao et al. 2023).
+Stacks differ in which layers their kernel handles well: `max_group` heads per KV head at most
+(TensorRT-LLM: 32), larger groups read the keys once per query head; `always_splits` below
+SWITCH means that context is split and heads share keys only where heads are grouped and no
+window is set (FlashAttention 2).
+
+**Residency.** warm_frac says how much of the operands was touched just before: 1 in
+micro-benchmarks that repeat one buffer, and for what the kernel before wrote; 0 for the caches of a
+model whose other layers pass in between. Warm bytes come from L2 as far as they fit.
+
+Monotone in sequences, heads (at a fixed group size), context, and new tokens (at a fixed earlier
+context); never below max(FLOPs/peak, cold bytes/bandwidth). Not modelled: the clumsier kernels
+that stacks fall back to for head sizes they lack (generic Triton kernels, up to 20 times slower).
+
+Sources: FlashAttention-2 (Dao 2023, arXiv:2307.08691), FlashAttention-3 (Shah et al. 2024,
+arXiv:2407.08608), Flash-Decoding (Dao et al. 2023), FlashInfer (Ye et al. 2025, arXiv:2501.01005).
+Constants and priors: aiconfigurator tables of vLLM, TensorRT-LLM and SGLang on A100, H100, B200
+and L40S, head sizes 64 to 256. Error on unseen rows, 64 fitted per GPU, stack and format: prefill
+about 10 % (median row 6 %), decode about 11 % (median 7 %); a GPU left out: see the fit recipe.
 """
 
 from __future__ import annotations
@@ -36,106 +60,87 @@ import numpy as np
 from ._jit import jit
 from .tables import BOUND_COMPUTE, BOUND_LATENCY, BOUND_MEMORY, Coefficient, coefficient_dtype
 
-TILE_ROWS = 128.0  # query rows of a prefill tile (64 to 256 in the kernels that stacks ship)
-BLOCK_KEYS = 128.0  # keys that a decode CTA handles at least
+# Constants that differ little between GPUs and stacks: means over fits to the tables named above.
+FILL_KEYS = 50.0  # keys' worth of pipeline fill per query tile
 HEAD_PAD = 32.0  # head sizes are padded to a multiple of this
-NORM = 4.0  # exponent that blends overlapping resources: softer than a maximum
-L2_BYTES_PER_CLOCK_PER_SM = 64.0  # what an SM can take from L2, all NVIDIA GPUs since Volta
+HEAD_USUAL = 128.0  # the size that kernels are tuned for
+LONE_TILE = 1.1  # a tile alone on the GPU against its share of a busy SM
+KEY_SPLIT = 0.12  # speed-up of a lone tile per idle SM, as an exponent: some kernels split keys
+UNFILLED = 0.55  # part of the last, partly filled round of tiles that is lost
+PREFILL_HBM_FRAC = 0.83
+L2_FRAC = 0.3  # of L2_BYTES_PER_CLOCK
+HELPER_LAUNCH_S = 2e-6
+THREADS_PER_CTA = 512.0  # of the kernel that writes one token into the cache
+POWER_SLOWDOWN = 0.06  # full tensor load, long enough for the clock to fall
+POWER_DELAY_S = 3e-3
+PREFILL_NORM = 4.0  # exponent of the p-norm: overlap of work and memory
 
+BLOCK_KEYS = 128.0  # smallest part of a context that is split off
+MAX_SPLITS = 32.0
+HALF_ROUND = 0.5  # part of an unfilled round of decode CTAs that is lost
+EXPOSED = 0.4  # part of a CTA's fixed time in which no other CTA reads on its behalf
+HEAD_EXPONENT = 0.5  # a CTA's fixed time over head size
+GROUP_FULL = 4.0  # heads per KV head from which grouped kernels cost their full extra time
+ROW_PAD = 16.0  # rows of the smallest tensor-core tile
+DECODE_TENSOR_FRAC = 0.6
+DECODE_NORM = 6.0
+L2_FULL, L2_SPILLED = 0.7, 1.3  # bytes over usable L2 where hits begin to fall, and are gone
+SWITCH = 0.75  # coefficients that stand for yes (1) or no (0.5)
+
+L2_BYTES_PER_CLOCK = 64.0  # what an SM can take from L2, NVIDIA GPUs since Volta
+
+FIXED = 1e-4  # spread of discrete facts: chosen among a few values by the fit recipe
+
+# fmt: off
 ATTENTION_PREFILL_COEFFICIENTS = (
-    Coefficient("launch_s", 8e-6, 0.5, 1e-6, 60e-6, "s", "floor: launches of all kernels"),
-    Coefficient("tensor_frac", 0.75, 0.2, 0.2, 1.0, "1", "tensor-core rate reached inside a tile"),
-    Coefficient(
-        "softmax_clocks",
-        0.06,
-        0.6,
-        0.002,
-        0.6,
-        "clocks/score/SM",
-        "exponential and scaling of one score, where not hidden behind products",
-    ),
-    Coefficient(
-        "fill_keys", 64.0, 0.7, 2.0, 600.0, "keys", "pipeline fill and masked keys per tile"
-    ),
-    Coefficient("tile_clocks", 2000.0, 0.7, 50.0, 40000.0, "clocks", "fixed cost of a query tile"),
-    Coefficient(
-        "pack_frac",
-        0.5,
-        0.7,
-        0.02,
-        1.0,
-        "1",
-        "how far heads of a group share a query tile (0 never, 1 always)",
-    ),
-    Coefficient("tail_frac", 0.3, 0.7, 0.01, 1.0, "1", "part of the longest tile that runs alone"),
-    Coefficient("hbm_frac", 0.8, 0.15, 0.3, 1.0, "1", "HBM bandwidth reached"),
-    Coefficient(
-        "query_passes",
-        0.1,
-        1.5,
-        0.001,
-        8.0,
-        "passes",
-        "reads or writes of the queries by helper kernels",
-    ),
-    Coefficient(
-        "kv_passes",
-        2.0,
-        0.5,
-        0.01,
-        8.0,
-        "passes",
-        "reads or writes of new keys and values by helper kernels",
-    ),
-    Coefficient(
-        "wide_head_slowdown",
-        0.15,
-        0.8,
-        0.005,
-        2.0,
-        "1",
-        "extra tile time at head size 256 over 128, registers and smaller blocks",
-    ),
-    Coefficient(
-        "power_slowdown",
-        0.1,
-        0.7,
-        0.002,
-        0.6,
-        "1",
-        "extra time of sustained full tensor work as the clock falls",
-    ),
+    Coefficient("launch_s", 7e-6, 0.35, 1e-6, 6e-5, "s", "start and end of the attention kernel"),
+    Coefficient("tile_rows", 128.0, FIXED, 16.0, 512.0, "rows", "height of a query tile"),
+    Coefficient("tensor_frac", 0.75, 0.2, 0.2, 1.0, "1", "share of tensor peak inside a tile"),
+    Coefficient("softmax_clocks", 0.05, 0.4, 0.002, 0.6, "clocks",
+                "exponential and scaling of one score on an SM, where products do not hide it"),
+    Coefficient("tile_clocks", 3200.0, 0.7, 50.0, 40000.0, "clocks", "fixed cost of a tile"),
+    Coefficient("pack_frac", 0.25, 1.0, 0.02, 1.0, "1",
+                "how far the heads of a group share a tile: 0 not, 1 fully"),
+    Coefficient("single_pack_frac", 0.3, 1.2, 0.02, 1.0, "1",
+                "the same for sequences of one new token"),
+    Coefficient("tail_frac", 0.7, 0.5, 0.02, 1.0, "1",
+                "part of the difference between longest and mean tile that is waited for"),
+    Coefficient("l2_fit_frac", 0.75, 0.35, 0.1, 3.0, "1", "share of the L2 that keeps operands"),
+    Coefficient("query_passes", 0.6, 1.5, 0.001, 8.0, "1",
+                "reads and writes of all queries by helper kernels (rotate, quantise)"),
+    Coefficient("kv_passes", 1.7, 0.6, 0.01, 8.0, "1",
+                "reads and writes of new keys and values by helper kernels (into the cache)"),
+    Coefficient("token_clocks", 100.0, 1.0, 1.0, 20000.0, "clocks",
+                "an SM's time to write one token of full width into the cache"),
+    Coefficient("wide_slowdown", 0.1, 0.9, 0.005, 2.0, "1",
+                "extra time of head size 256 over 128: registers, smaller key blocks"),
+    Coefficient("narrow_slowdown", 0.11, 0.8, 0.005, 2.0, "1",
+                "extra time of head size 64 over what its products cost"),
 )
 ATTENTION_DECODE_COEFFICIENTS = (
-    Coefficient("launch_s", 6e-6, 0.5, 1e-6, 60e-6, "s", "floor: launches of all kernels"),
-    Coefficient(
-        "cta_clocks", 4000.0, 0.6, 200.0, 40000.0, "clocks", "fixed cost of a thread block"
-    ),
-    Coefficient(
-        "sm_bytes_per_clock",
-        24.0,
-        0.5,
-        2.0,
-        64.0,
-        "bytes/clock/SM",
-        "keys and values that one SM takes in",
-    ),
-    Coefficient("hbm_frac", 0.85, 0.15, 0.3, 1.0, "1", "HBM bandwidth reached"),
-    Coefficient(
-        "l2_fit_frac",
-        0.8,
-        0.3,
-        0.1,
-        2.0,
-        "1",
-        "cache size over L2 size at which half of a reused KV cache still hits",
-    ),
-    Coefficient("row_clocks", 100.0, 1.0, 1.0, 4000.0, "clocks", "query, output row of one head"),
-    Coefficient("tensor_frac", 0.3, 0.5, 0.02, 1.0, "1", "tensor-core rate on padded head groups"),
-    Coefficient("combine_s", 2e-6, 0.7, 1e-7, 30e-6, "s", "merging the splits: fixed part"),
-    Coefficient("group_pad", 16.0, 0.7, 8.0, 128.0, "rows", "rows that a head group is padded to"),
-    Coefficient("occupancy", 2.0, 0.4, 1.0, 8.0, "CTAs/SM", "thread blocks resident on an SM"),
+    Coefficient("launch_s", 7.2e-6, 0.32, 1e-6, 6e-5, "s", "start and end of the kernels"),
+    Coefficient("cta_clocks", 3700.0, 0.55, 100.0, 80000.0, "clocks",
+                "fixed cost of a thread block at head size 128"),
+    Coefficient("row_clocks", 60.0, 0.7, 1.0, 4000.0, "clocks", "query and output row of a head"),
+    Coefficient("group_clocks", 300.0, 1.4, 1.0, 40000.0, "clocks",
+                "further fixed cost where heads share keys"),
+    Coefficient("sm_bytes_per_clock", 20.0, 0.6, 2.0, L2_BYTES_PER_CLOCK, "B/clock/SM",
+                "keys and values that one SM takes in"),
+    Coefficient("hbm_frac", 0.83, 0.12, 0.3, 1.0, "1", "share of HBM bandwidth reached"),
+    Coefficient("l2_fit_frac", 0.75, 0.32, 0.1, 3.0, "1", "share of the L2 that keeps a cache"),
+    Coefficient("combine_s", 2e-6, 0.7, 1e-7, 3e-5, "s", "merging the parts of a split context"),
+    Coefficient("regroup_s", 2.5e-7, 1.2, 1e-8, 3e-5, "s",
+                "helpers that reorder queries and outputs of several groups"),
+    Coefficient("ungrouped_s", 5e-7, 1.1, 1e-8, 1e-5, "s",
+                "extra time of the kernel for heads that share no keys"),
+    Coefficient("split_fill", 1.2, 0.5, 0.1, 20.0, "CTAs/SM",
+                "thread blocks per SM up to which contexts are split"),
+    Coefficient("max_group", 1024.0, FIXED, 1.0, 1e6, "heads",
+                "largest group whose heads share keys"),
+    Coefficient("always_splits", 1.0, FIXED, 0.1, 2.0, "yes/no",
+                "1: always; 0.5: only grouped heads without a window split and share keys"),
 )
+# fmt: on
 
 _FORMAT_FIELDS: list[tuple[str, Any]] = [
     ("peak_flops_per_s", np.float64),  # dense peak of the format the products run in
@@ -145,24 +150,30 @@ _FORMAT_FIELDS: list[tuple[str, Any]] = [
 
 
 def _row_dtype(coefficients: tuple[Coefficient, ...]) -> np.dtype[np.void]:
-    return np.dtype(
-        _FORMAT_FIELDS
-        + [(name, np.float64) for name in coefficient_dtype(coefficients).names or ()]
-    )
+    names = coefficient_dtype(coefficients).names or ()
+    return np.dtype(_FORMAT_FIELDS + [(name, np.float64) for name in names])
 
 
+# Facts of the number format, then the coefficients.
 ATTENTION_PREFILL = _row_dtype(ATTENTION_PREFILL_COEFFICIENTS)
 ATTENTION_DECODE = _row_dtype(ATTENTION_DECODE_COEFFICIENTS)
 
 
 @jit
-def _blend(a: float, b: float) -> float:
+def _blend(a: float, b: float, exponent: float) -> float:
     """p-norm of two overlapping times: at least the longer one."""
     high = max(a, b)
     if high <= 0.0:
         return 0.0
     low = min(a, b) / high
-    return float(high * (1.0 + low**NORM) ** (1.0 / NORM))
+    return float(high * (1.0 + low**exponent) ** (1.0 / exponent))
+
+
+@jit
+def _cold_frac(n_bytes: float, warm_frac: float, l2_bytes: float) -> float:
+    """Part of `n_bytes` that comes from HBM although `warm_frac` of it was touched before."""
+    spilled = (n_bytes / l2_bytes - L2_FULL) / (L2_SPILLED - L2_FULL)
+    return 1.0 - warm_frac * (1.0 - min(1.0, max(0.0, spilled)))
 
 
 @jit
@@ -170,8 +181,8 @@ def visible_pairs(new_tokens: float, context: float, window: float, causal: floa
     """Query-key pairs of one sequence and head that the mask lets through.
 
     Query i of 1..new_tokens stands at position context - new_tokens + i and sees its last
-    `window` keys (0: all of them up to itself); without a causal mask it sees all `context`
-    keys, or the 2*window - 1 around it.
+    `window` keys (0: all of them up to itself). Without a causal mask it sees all `context`
+    keys, or the 2 window - 1 around it.
     """
     if causal == 0.0:
         if window > 0.0:
@@ -187,46 +198,33 @@ def visible_pairs(new_tokens: float, context: float, window: float, causal: floa
 
 
 @jit
-def prefill_flops(
-    n_sequences: float,
-    new_tokens: float,
-    context: float,
-    n_heads: float,
-    head_dim: float,
-    v_head_dim: float,
-    window: float,
-    causal: float,
-) -> float:
-    """FLOPs of the two products over visible pairs only."""
-    pairs = visible_pairs(new_tokens, context, window, causal)
-    return 2.0 * n_sequences * n_heads * pairs * (head_dim + v_head_dim)
-
-
-@jit
-def prefill_bytes(
+def attention_prefill_work(
     n_sequences: float,
     new_tokens: float,
     context: float,
     n_heads: float,
     n_kv_heads: float,
     head_dim: float,
-    v_head_dim: float,
     window: float,
     causal: float,
     attention: Any,
-) -> float:
-    """Compulsory bytes: queries in, outputs out, visible keys and values once."""
+    v_head_dim: float = 0.0,
+) -> tuple[float, float]:
+    """(FLOPs over visible pairs, compulsory bytes) of one prefill attention.
+
+    Bytes: queries in, outputs out, visible keys and values once.
+    """
+    width = head_dim + v_head_dim
+    if v_head_dim == 0.0:
+        width = 2.0 * head_dim
+    pairs = visible_pairs(new_tokens, context, window, causal)
+    flops = 2.0 * n_sequences * n_heads * pairs * width
     keys = context
     if window > 0.0 and causal != 0.0:
         keys = min(context, new_tokens + window - 1.0)
-    width = head_dim + v_head_dim
-    rows = n_sequences * n_heads * new_tokens * width * attention.query_element_bytes
-    return float(rows + n_sequences * n_kv_heads * keys * width * attention.kv_element_bytes)
-
-
-@jit
-def _padded(head_dim: float) -> float:
-    return math.ceil(head_dim / HEAD_PAD) * HEAD_PAD
+    queries = n_heads * new_tokens * attention.query_element_bytes
+    moved = n_sequences * width * (queries + n_kv_heads * keys * attention.kv_element_bytes)
+    return flops, moved
 
 
 @jit
@@ -242,82 +240,92 @@ def attention_prefill_s(
     attention: Any,
     device: Any,
     v_head_dim: float = 0.0,
+    warm_frac: float = 0.0,
 ) -> tuple[float, int]:
-    """Seconds and bound code of fused prefill attention on one GPU's share of the heads.
+    """Seconds and bound code of fused prefill attention, heads being one GPU's share.
 
-    new_tokens: queries per sequence; context: keys per sequence, the new ones counted; window:
-    0 or the number of last keys that a query sees; causal: 0 for encoders; v_head_dim: size of
-    a value head, 0 for the same as head_dim.
+    new_tokens: queries per sequence. context: keys per sequence, the new ones counted. window:
+    last keys that a query sees, 0 for all. causal: 0 for encoders. v_head_dim: size of a value
+    head, 0 for head_dim. warm_frac: see the module.
     """
+    v_dim = v_head_dim
     if v_head_dim == 0.0:
-        v_head_dim = head_dim
+        v_dim = head_dim
     group = n_heads / n_kv_heads
-    # Rows of one head per tile row: with packing, a tile holds the same token of several heads.
-    packed = n_sequences * n_kv_heads * math.ceil(new_tokens * group / TILE_ROWS)
-    unpacked = n_sequences * n_heads * math.ceil(new_tokens / TILE_ROWS)
-    tiles = packed**attention.pack_frac * unpacked ** (1.0 - attention.pack_frac)
-    # Tokens that a tile spans, and the keys that its tiles meet on average and at most.
-    span = min(new_tokens, n_sequences * n_heads * new_tokens / tiles)
+    rows = attention.tile_rows
+    pack = attention.pack_frac
+    if new_tokens <= 1.0:
+        pack = attention.single_pack_frac
+    packed = n_sequences * n_kv_heads * math.ceil(new_tokens * group / rows)
+    unpacked = n_sequences * n_heads * math.ceil(new_tokens / rows)
+    tiles = packed**pack * unpacked ** (1.0 - pack)
+    rounds = tiles / device.sm_count
+
+    # Keys of a tile: those of its rows on average, and the masked ones up to its last row.
+    span = rows / group**pack
+    mean_keys = visible_pairs(new_tokens, context, window, causal) / new_tokens
+    longest_keys = context
     if causal == 0.0:
-        longest = context
-        mean = context
         if window > 0.0:
-            longest = min(context, 2.0 * window + span)
-            mean = longest
+            longest_keys = min(context, 2.0 * window + span)
+        mean_keys = longest_keys
+    elif window > 0.0:
+        longest_keys = min(context, window + span)
+        mean_keys = min(longest_keys, mean_keys + span)
     else:
-        longest = context
-        if window > 0.0:
-            longest = min(context, window + span)
-        mean = visible_pairs(new_tokens, context, window, causal) / new_tokens
-        mean = min(longest, mean + 0.5 * span)
-        if window > 0.0:
-            mean = min(longest, mean + 0.5 * span)
-    width = _padded(head_dim) + _padded(v_head_dim)
-    wide = max(0.0, 0.5 * width - 128.0) / 128.0
-    pair_s = (1.0 + attention.wide_head_slowdown * wide) * (
+        mean_keys = min(longest_keys, mean_keys + 0.5 * span)
+
+    width = math.ceil(head_dim / HEAD_PAD) * HEAD_PAD + math.ceil(v_dim / HEAD_PAD) * HEAD_PAD
+    size = 0.5 * width / HEAD_USUAL
+    slow = 1.0 + attention.wide_slowdown * max(0.0, size - 1.0)
+    slow += attention.narrow_slowdown * 2.0 * max(0.0, 1.0 - size)
+    pair_s = slow * (
         2.0 * width * device.sm_count / (attention.peak_flops_per_s * attention.tensor_frac)
         + attention.softmax_clocks / device.clock_hz
     )
     fixed_s = attention.tile_clocks / device.clock_hz
-    row_s = TILE_ROWS * pair_s
-    mean_s = fixed_s + row_s * (mean + attention.fill_keys)
-    longest_s = fixed_s + row_s * (longest + attention.fill_keys)
-    balanced_s = tiles * mean_s / device.sm_count
-    waves_s = math.ceil(tiles / device.sm_count) * mean_s
-    work_s = max(longest_s, balanced_s + attention.tail_frac * min(longest_s, waves_s - balanced_s))
+    mean_s = fixed_s + rows * pair_s * (mean_keys + FILL_KEYS)
+    longest_s = fixed_s + rows * pair_s * (longest_keys + FILL_KEYS)
+    lone_s = fixed_s + (longest_s - fixed_s) * LONE_TILE / max(1.0, 1.0 / rounds) ** KEY_SPLIT
+    filled_s = rounds * mean_s
+    uneven_s = UNFILLED * (math.ceil(rounds) - rounds) * mean_s
+    uneven_s += attention.tail_frac * (longest_s - mean_s)
+    work_s = max(lone_s, filled_s + min(1.0, rounds) * uneven_s)
 
-    hbm_rate = attention.hbm_frac * device.hbm_bytes_per_s
-    hbm_s = (
-        prefill_bytes(
-            n_sequences,
-            new_tokens,
-            context,
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            v_head_dim,
-            window,
-            causal,
-            attention,
-        )
-        / hbm_rate
-    )
-    tokens = n_sequences * new_tokens * attention.query_element_bytes
-    helpers_s = (
-        tokens
-        * (
-            attention.query_passes * n_heads * head_dim
-            + attention.kv_passes * n_kv_heads * (head_dim + v_head_dim)
-        )
-        / hbm_rate
-    )
-    busy_s = _blend(work_s, hbm_s)
-    slow_s = attention.power_slowdown * balanced_s * balanced_s / (balanced_s + 3e-3)
-    total_s = attention.launch_s + helpers_s + busy_s + slow_s
+    moved = attention_prefill_work(
+        n_sequences,
+        new_tokens,
+        context,
+        n_heads,
+        n_kv_heads,
+        head_dim,
+        window,
+        causal,
+        attention,
+        v_head_dim,
+    )[1]
+    arriving = n_sequences * new_tokens * attention.query_element_bytes
+    touched = moved + arriving * n_kv_heads * (head_dim + v_dim)
+    cold_frac = _cold_frac(touched, warm_frac, attention.l2_fit_frac * device.l2_bytes)
+    l2_bytes_per_s = L2_FRAC * L2_BYTES_PER_CLOCK * device.sm_count * device.clock_hz
+    byte_s = max(cold_frac / (PREFILL_HBM_FRAC * device.hbm_bytes_per_s), 1.0 / l2_bytes_per_s)
+    memory_s = moved * byte_s
+    helpers_s = 0.0
+    if causal != 0.0:
+        passed = attention.query_passes * n_heads * head_dim
+        passed += attention.kv_passes * n_kv_heads * (head_dim + v_dim)
+        token_s = attention.token_clocks / (device.clock_hz * device.sm_count)
+        token_s *= min(1.0, n_kv_heads * head_dim / THREADS_PER_CTA)
+        helpers_s = HELPER_LAUNCH_S + arriving * passed * byte_s
+        helpers_s += n_sequences * new_tokens * token_s
+
+    slow_s = POWER_SLOWDOWN * filled_s * filled_s / (filled_s + POWER_DELAY_S)
+    busy_s = _blend(work_s, memory_s, PREFILL_NORM) + slow_s
+    total_s = attention.launch_s + helpers_s + busy_s
     bound = BOUND_COMPUTE
     if attention.launch_s >= 0.5 * total_s:
         bound = BOUND_LATENCY
-    elif hbm_s + helpers_s > work_s:
+    elif memory_s + helpers_s > work_s:
         bound = BOUND_MEMORY
     return total_s, bound
 
@@ -333,15 +341,16 @@ def attention_prefill_many(
     v_head_dim: Any,
     window: Any,
     causal: Any,
+    warm_frac: Any,
     attention: Any,
     device: Any,
-    seconds: Any,
-) -> None:
-    """Fill `seconds` with `attention_prefill_s` of each element of the equally long arrays.
+) -> Any:
+    """Seconds of `attention_prefill_s` for each element of equally long arrays.
 
-    attention and device are arrays of rows, one per element.
+    attention, device: arrays of records, one per element.
     """
-    for i in range(len(seconds)):
+    seconds = np.empty(len(n_sequences))
+    for i in range(len(n_sequences)):
         seconds[i] = attention_prefill_s(
             n_sequences[i],
             new_tokens[i],
@@ -354,41 +363,9 @@ def attention_prefill_many(
             attention[i],
             device[i],
             v_head_dim[i],
+            warm_frac[i],
         )[0]
-
-
-@jit
-def attention_prefill_work(
-    n_sequences: float,
-    new_tokens: float,
-    context: float,
-    n_heads: float,
-    n_kv_heads: float,
-    head_dim: float,
-    window: float,
-    causal: float,
-    attention: Any,
-    v_head_dim: float = 0.0,
-) -> tuple[float, float]:
-    """(FLOPs over visible pairs, compulsory bytes) of one prefill attention."""
-    if v_head_dim == 0.0:
-        v_head_dim = head_dim
-    flops = prefill_flops(
-        n_sequences, new_tokens, context, n_heads, head_dim, v_head_dim, window, causal
-    )
-    moved = prefill_bytes(
-        n_sequences,
-        new_tokens,
-        context,
-        n_heads,
-        n_kv_heads,
-        head_dim,
-        v_head_dim,
-        window,
-        causal,
-        attention,
-    )
-    return flops, moved
+    return seconds
 
 
 @jit
@@ -400,33 +377,28 @@ def decode_keys(context: float, window: float) -> float:
 
 
 @jit
-def decode_bytes(
+def attention_decode_work(
     n_sequences: float,
     context: float,
     n_heads: float,
     n_kv_heads: float,
     head_dim: float,
-    v_head_dim: float,
     window: float,
     attention: Any,
-) -> float:
-    """Compulsory bytes: visible keys and values once, queries in, outputs out."""
+    v_head_dim: float = 0.0,
+) -> tuple[float, float]:
+    """(FLOPs, compulsory bytes) of one decode attention.
+
+    Bytes: visible keys and values once, queries in, outputs out.
+    """
     width = head_dim + v_head_dim
-    keys = decode_keys(context, window) * n_kv_heads * attention.kv_element_bytes
-    return float(n_sequences * width * (keys + n_heads * attention.query_element_bytes))
-
-
-@jit
-def decode_flops(
-    n_sequences: float,
-    context: float,
-    n_heads: float,
-    head_dim: float,
-    v_head_dim: float,
-    window: float,
-) -> float:
-    """FLOPs of the two products over visible keys."""
-    return 2.0 * n_sequences * n_heads * decode_keys(context, window) * (head_dim + v_head_dim)
+    if v_head_dim == 0.0:
+        width = 2.0 * head_dim
+    keys = decode_keys(context, window)
+    flops = 2.0 * n_sequences * n_heads * keys * width
+    cached = keys * n_kv_heads * attention.kv_element_bytes
+    moved = n_sequences * width * (cached + n_heads * attention.query_element_bytes)
+    return flops, moved
 
 
 @jit
@@ -444,57 +416,67 @@ def attention_decode_s(
 ) -> tuple[float, int]:
     """Seconds and bound code of fused decode attention, one new token per sequence.
 
-    context: keys per sequence, the new one counted; warm_frac: 1 where the same cache was read
-    just before (micro-benchmarks that reuse one buffer), 0 where other layers evict it;
-    v_head_dim: size of a value head, 0 for the same as head_dim.
+    Heads are one GPU's share. context: keys per sequence, the new one counted. window: last
+    keys that the token sees, 0 for all. v_head_dim: size of a value head, 0 for head_dim.
+    warm_frac: see the module.
     """
+    width = head_dim + v_head_dim
     if v_head_dim == 0.0:
-        v_head_dim = head_dim
+        width = 2.0 * head_dim
     keys = decode_keys(context, window)
     group = n_heads / n_kv_heads
-    width = head_dim + v_head_dim
-    key_bytes = width * attention.kv_element_bytes
+    limited = attention.always_splits < SWITCH
     heads = n_sequences * n_kv_heads
-    all_bytes = decode_bytes(
-        n_sequences, context, n_heads, n_kv_heads, head_dim, v_head_dim, window, attention
-    )
-    fill = all_bytes / (attention.l2_fit_frac * device.l2_bytes)
-    miss = min(1.0, max(0.0, fill - 0.5))
-    cold_bytes = all_bytes * (1.0 - warm_frac * (1.0 - miss))
-    hbm_s = cold_bytes / (attention.hbm_frac * device.hbm_bytes_per_s)
-    padded = math.ceil(group / attention.group_pad) * attention.group_pad
-    tensor_s = (
-        2.0
-        * width
-        * padded
-        / (attention.tensor_frac * attention.peak_flops_per_s / device.sm_count)
-    )
+    rows = group
+    if group > attention.max_group or (limited and window > 0.0):
+        heads = n_sequences * n_heads
+        rows = 1.0
+
+    moved = attention_decode_work(
+        n_sequences, context, n_heads, n_kv_heads, head_dim, window, attention, v_head_dim
+    )[1]
+    cold_frac = _cold_frac(moved, warm_frac, attention.l2_fit_frac * device.l2_bytes)
+    hbm_s = moved * cold_frac / (attention.hbm_frac * device.hbm_bytes_per_s)
+    fixed_clocks = attention.cta_clocks * (0.5 * width / HEAD_USUAL) ** HEAD_EXPONENT
+    fixed_clocks += attention.group_clocks * min(1.0, (rows - 1.0) / (GROUP_FULL - 1.0))
+    fixed_s = (fixed_clocks + attention.row_clocks * rows) / device.clock_hz
+    intake_bytes_per_s = attention.sm_bytes_per_clock * device.clock_hz
+    products_per_s = DECODE_TENSOR_FRAC * attention.peak_flops_per_s / device.sm_count
+    key_load_s = width * attention.kv_element_bytes / intake_bytes_per_s
+    key_product_s = 2.0 * width * math.ceil(rows / ROW_PAD) * ROW_PAD / products_per_s
+    key_s = max(key_load_s, key_product_s)
+
     blocks = math.ceil(keys / BLOCK_KEYS)
-    slots = device.sm_count * attention.occupancy
-    fixed_s = (attention.cta_clocks + attention.row_clocks * group) / device.clock_hz
-    # Several CTAs share an SM's intake.
-    key_s = max(key_bytes / (attention.sm_bytes_per_clock * device.clock_hz), tensor_s)
-    best_s = 1e30
+    limit = min(MAX_SPLITS, attention.split_fill * device.sm_count / heads)
+    if limited and (group == 1.0 or window > 0.0):
+        limit = 1.0
+    limit = max(1.0, min(limit, blocks))
+    best_s = math.inf
     splits = 1.0
-    while splits <= 128.0 and (splits == 1.0 or splits <= blocks):
-        cta_keys = math.ceil(blocks / splits) * BLOCK_KEYS
-        if splits == 1.0:
-            cta_keys = keys
-        ctas = heads * splits
-        waves = math.ceil(ctas / slots)
-        resident = min(attention.occupancy, ctas / device.sm_count)
-        cta_s = fixed_s + cta_keys * key_s * max(1.0, resident)
-        grid_s = waves * cta_s
-        time_s = _blend(grid_s, hbm_s)
+    searching = True
+    while searching:
+        cta_keys = keys
+        joined_s = 0.0
         if splits > 1.0:
-            time_s += attention.combine_s
-        best_s = min(best_s, time_s)
-        splits *= 2.0
+            cta_keys = min(keys, math.ceil(blocks / splits) * BLOCK_KEYS)
+            joined_s = attention.combine_s
+        load = heads * splits / device.sm_count
+        rounds = max(1.0, load + HALF_ROUND * (math.ceil(load) - load))
+        grid_s = rounds * (fixed_s + cta_keys * key_s)
+        stream_s = hbm_s + EXPOSED * rounds * fixed_s
+        best_s = min(best_s, _blend(grid_s, stream_s, DECODE_NORM) + joined_s)
+        searching = splits < limit
+        splits = min(2.0 * splits, limit)
+
     total_s = attention.launch_s + best_s
+    if rows == 1.0:
+        total_s += attention.ungrouped_s
+    if group > 1.0 and n_kv_heads > 1.0:
+        total_s += attention.regroup_s
     bound = BOUND_MEMORY
     if attention.launch_s >= 0.5 * total_s:
         bound = BOUND_LATENCY
-    elif heads * keys * tensor_s / device.sm_count > 0.5 * best_s:
+    elif key_product_s > max(key_load_s, hbm_s * device.sm_count / (heads * keys)):
         bound = BOUND_COMPUTE
     return total_s, bound
 
@@ -511,10 +493,13 @@ def attention_decode_many(
     warm_frac: Any,
     attention: Any,
     device: Any,
-    seconds: Any,
-) -> None:
-    """Fill `seconds` with `attention_decode_s` of each element of the equally long arrays."""
-    for i in range(len(seconds)):
+) -> Any:
+    """Seconds of `attention_decode_s` for each element of equally long arrays.
+
+    attention, device: arrays of records, one per element.
+    """
+    seconds = np.empty(len(n_sequences))
+    for i in range(len(n_sequences)):
         seconds[i] = attention_decode_s(
             n_sequences[i],
             context[i],
@@ -527,24 +512,4 @@ def attention_decode_many(
             v_head_dim[i],
             warm_frac[i],
         )[0]
-
-
-@jit
-def attention_decode_work(
-    n_sequences: float,
-    context: float,
-    n_heads: float,
-    n_kv_heads: float,
-    head_dim: float,
-    window: float,
-    attention: Any,
-    v_head_dim: float = 0.0,
-) -> tuple[float, float]:
-    """(FLOPs, compulsory bytes) of one decode attention."""
-    if v_head_dim == 0.0:
-        v_head_dim = head_dim
-    flops = decode_flops(n_sequences, context, n_heads, head_dim, v_head_dim, window)
-    moved = decode_bytes(
-        n_sequences, context, n_heads, n_kv_heads, head_dim, v_head_dim, window, attention
-    )
-    return flops, moved
+    return seconds

@@ -51,12 +51,18 @@ def fit_coefficients(
     *,
     row_sigma: float | Array = 0.08,
     max_evaluations: int = 60,
+    start: Array | None = None,
+    derivative_steps: tuple[float, ...] = (DERIVATIVE_STEP,),
 ) -> Fit:
     """Fit `coefficients` so that predict(values) comes close to `measured_s` in log error.
 
     predict: values (n,) -> predicted seconds (rows,). row_sigma: scatter of ln(measured) that
     the model is not expected to explain (MODELING: one row is good to about 10 %), scalar or
     one per row.
+
+    start: values to start from instead of the priors. derivative_steps: the fit is repeated from
+    where it came with each of these steps; a wide step first carries it across the small jumps
+    of a piecewise model. The best of the results is returned.
     """
     from scipy.optimize import least_squares
 
@@ -79,22 +85,35 @@ def fit_coefficients(
         robust = np.sign(r) * np.sqrt(2.0 * (np.sqrt(1.0 + r * r) - 1.0))
         return np.concatenate([robust, z])
 
-    def jacobian_of(z: Array) -> Array:
-        # Times are only piecewise smooth (tiles, waves), so derivatives are taken over a visible
-        # step, inwards where the outward one would leave the bounds.
-        at = residuals(z)
-        columns = []
-        for i in range(len(z)):
-            step = DERIVATIVE_STEP if z[i] + DERIVATIVE_STEP <= upper[i] else -DERIVATIVE_STEP
-            moved = z.copy()
-            moved[i] += step
-            columns.append((residuals(moved) - at) / step)
-        return np.stack(columns, axis=1)
+    def jacobian_with(width: float) -> Callable[[Array], Array]:
+        def jacobian_of(z: Array) -> Array:
+            # Times are only piecewise smooth (tiles, waves), so derivatives are taken over a
+            # visible step, inwards where the outward one would leave the bounds.
+            at = residuals(z)
+            columns = []
+            for i in range(len(z)):
+                step = width if z[i] + width <= upper[i] else -width
+                moved = z.copy()
+                moved[i] += step
+                columns.append((residuals(moved) - at) / step)
+            return np.stack(columns, axis=1)
 
-    start = np.clip(np.zeros(len(prior)), lower + 1e-6, upper - 1e-6)
-    solution = least_squares(
-        residuals, start, jac=jacobian_of, bounds=(lower, upper), max_nfev=max_evaluations
-    )
+        return jacobian_of
+
+    z = np.zeros(len(prior)) if start is None else np.log(start / prior) / spread
+    solutions = []
+    for width in derivative_steps:
+        solutions.append(
+            least_squares(
+                residuals,
+                np.clip(z, lower + 1e-6, upper - 1e-6),
+                jac=jacobian_with(width),
+                bounds=(lower, upper),
+                max_nfev=max_evaluations,
+            )
+        )
+        z = solutions[-1].x
+    solution = min(solutions, key=lambda s: float(s.cost))
     jacobian = solution.jac
     covariance_z = np.linalg.inv(jacobian.T @ jacobian)
     shrinkage = np.sqrt(np.diag(covariance_z))

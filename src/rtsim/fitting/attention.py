@@ -1,0 +1,341 @@
+"""Fused attention: from `attention_prefill` and `attention_decode` rows to coefficients.
+
+Micro-benchmarks repeat one buffer, so operands are warm as far as the L2 holds them. Products run
+in fp8 where the queries are fp8, and where only the cache is but the GPU is Hopper or newer:
+stacks quantise the queries there.
+
+One set of coefficients serves one stack and format (query dtype, cache dtype), on one GPU or
+fitted jointly over several. Left out of it are fallback kernels (generic Triton ones), which
+stacks use for head sizes that their own kernels lack, and which are up to twenty times slower.
+
+Split: `choose_rows` takes the fitted rows from sizes alone: clusters of the shapes, one row at
+the centre of each, so that the rows stand for the table. All others are unseen.
+
+Discrete facts of a stack's kernels (`CANDIDATES`) are chosen by the cost of the fit; a value other
+than the usual one has to pay for itself by `SURPRISE`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rtsim_kernels import attention, tables
+from rtsim_kernels.tables import Coefficient
+
+from rtsim.calibrate import Fit, fit_coefficients
+from rtsim.device_facts import device_row
+from rtsim.specs.gpu import GpuSpec
+
+Array = NDArray[np.float64]
+Columns = Mapping[str, NDArray[Any]]
+
+PREFILL = "attention_prefill"
+DECODE = "attention_decode"
+COEFFICIENTS = {
+    PREFILL: attention.ATTENTION_PREFILL_COEFFICIENTS,
+    DECODE: attention.ATTENTION_DECODE_COEFFICIENTS,
+}
+ROW_DTYPES = {PREFILL: attention.ATTENTION_PREFILL, DECODE: attention.ATTENTION_DECODE}
+
+# Scatter that the model is not expected to explain: kernel choice moves single shapes by 10 %.
+ROW_SIGMA = 0.08
+
+# Values of discrete facts, the usual one first.
+CANDIDATES: dict[str, dict[str, tuple[float, ...]]] = {
+    PREFILL: {"tile_rows": (128.0, 64.0, 256.0)},
+    DECODE: {"always_splits": (1.0, 0.5), "max_group": (1024.0, 32.0)},
+}
+SURPRISE = 30.0  # cost (squared deviations) that an unusual value must save
+
+STARTS = 3
+START_SPREAD = 0.7  # prior deviations by which further starts are moved
+# Tiles and rounds make times jump: wide derivative steps first.
+DERIVATIVE_STEPS = (0.3, 0.1, 0.02)
+
+LARGEST_HEAD = 256
+FALLBACK_KERNELS = ("triton",)
+BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "fp8_static": 1.0}
+ARRIVING_BYTES = 2.0  # queries arrive, and outputs leave, in 16 bits also where the math is fp8
+FP8_MATH_OF_CACHE = "9.0"  # compute capability from which an fp8 cache means fp8 products
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Kernel inputs of rows of one kind (prefill or decode); arrays of equal length.
+
+    table_rows: indices in the table. `facts`: shape (rows, 3), peak FLOP/s and bytes per element of
+    queries and of the cache. `device`: DEVICE records.
+    """
+
+    kind: str
+    table_rows: NDArray[np.intp]
+    n_sequences: Array
+    new_tokens: Array
+    context: Array
+    n_heads: Array
+    n_kv_heads: Array
+    head_dim: Array
+    window: Array
+    causal: Array
+    warm_frac: Array
+    facts: Array
+    device: NDArray[np.void]
+    measured_s: Array
+
+    def take(self, chosen: NDArray[Any]) -> Rows:
+        """The same with only the `chosen` rows."""
+        arrays = {name: value[chosen] for name, value in vars(self).items() if name != "kind"}
+        return replace(self, **arrays)
+
+    def __len__(self) -> int:
+        return len(self.measured_s)
+
+
+def usable(columns: Columns) -> NDArray[np.str_]:
+    """Why each row cannot be used, "" where it can."""
+    reasons = np.full(len(columns["time_us"]), "", dtype="U64")
+
+    def mark(bad: NDArray[np.bool_], reason: str) -> None:
+        reasons[bad & (reasons == "")] = reason
+
+    heads, kv_heads = columns["num_heads"], columns["num_kv_heads"]
+    mark(~(columns["time_us"] > 0), "time is not above zero")
+    mark(~((columns["batch"] > 0) & (columns["query_tokens"] > 0)), "no tokens")
+    mark(columns["context_tokens"] < columns["query_tokens"], "context without the new tokens")
+    mark(~((kv_heads > 0) & (heads >= kv_heads)), "more KV heads than heads")
+    mark(columns["head_dim"] > LARGEST_HEAD, f"head size above {LARGEST_HEAD}")
+    mark(~np.isin(columns["dtype"], list(BYTES)), "dtype without fused attention")
+    mark(~np.isin(columns["kv_dtype"], list(BYTES)), "cache dtype without fused attention")
+    if "kernel" in columns:
+        names = columns["kernel"].astype(np.str_)
+        for fallback in FALLBACK_KERNELS:
+            mark(np.char.find(names, fallback) >= 0, f"fallback kernel ({fallback})")
+    return reasons
+
+
+def peak_flops_per_s(gpu: GpuSpec, dtype: str, kv_dtype: str) -> float:
+    """Dense peak of the format that the products run in.
+
+    dtype: of the queries; kv_dtype: of the cache. 16-bit where the GPU has no fp8 units.
+    """
+    hopper = tuple(map(int, FP8_MATH_OF_CACHE.split(".")))
+    major, _, minor = gpu.compute_capability.partition(".")
+    new = major.isdigit() and minor.isdigit() and (int(major), int(minor)) >= hopper
+    if dtype.startswith("fp8") or (kv_dtype.startswith("fp8") and new):
+        fp8 = gpu.peak_flops_per_s("fp8")
+        if fp8 is not None:
+            return fp8
+    wide = "bf16" if dtype.startswith("fp8") else dtype
+    return gpu.peak_flops_per_s(wide) or gpu.peak_16_bit_flops_per_s or gpu.peak_fp32_flops_per_s
+
+
+def rows_of(
+    columns: Columns, members: NDArray[np.intp], kind: str, gpu_of: Callable[[str], GpuSpec]
+) -> Rows:
+    """Kernel inputs of the table rows `members`, which are usable. gpu_of: GPU by table name."""
+
+    def column(name: str) -> Array:
+        return np.asarray(columns[name][members], dtype=float)
+
+    keys = [
+        columns[name][members].astype(np.str_).tolist() for name in ("gpu", "dtype", "kv_dtype")
+    ]
+    devices: dict[str, NDArray[np.void]] = {}
+    facts: dict[tuple[str, str, str], tuple[float, float, float]] = {}
+    for gpu, dtype, kv_dtype in set(zip(*keys, strict=True)):
+        spec = gpu_of(gpu)
+        devices[gpu] = device_row(spec)
+        arriving = max(ARRIVING_BYTES, BYTES[dtype])
+        peak = peak_flops_per_s(spec, dtype, kv_dtype)
+        facts[gpu, dtype, kv_dtype] = (peak, arriving, BYTES[kv_dtype])
+    return Rows(
+        kind=kind,
+        table_rows=members,
+        n_sequences=column("batch"),
+        new_tokens=column("query_tokens"),
+        context=column("context_tokens"),
+        n_heads=column("num_heads"),
+        n_kv_heads=column("num_kv_heads"),
+        head_dim=column("head_dim"),
+        window=column("window_size"),
+        causal=column("causal"),
+        warm_frac=np.ones(len(members)),
+        facts=np.array([facts[key] for key in zip(*keys, strict=True)]).reshape(-1, 3),
+        device=np.array([devices[gpu] for gpu in keys[0]], tables.DEVICE),
+        measured_s=column("time_us") * 1e-6,
+    )
+
+
+def features(rows: Rows) -> Array:
+    """Coordinates of shapes for `choose_rows`: sizes in doublings, traits as distances.
+
+    The weights say how much a difference tells: kernels are chosen by head size, window and
+    grouping; batch and heads mostly act as a product.
+    """
+    group = rows.n_heads / rows.n_kv_heads
+    heads = rows.n_heads if rows.kind == PREFILL else rows.n_kv_heads
+    shared = [
+        np.log2(rows.n_sequences * heads),
+        0.7 * np.log2(group),
+        np.log2(rows.context),
+        2.5 * np.log2(rows.head_dim),
+        2.0 * (rows.window > 0),
+        0.5 * np.log2(rows.n_sequences),
+    ]
+    if rows.kind == PREFILL:
+        traits = [3.0 * (rows.causal == 0), 3.0 * (rows.new_tokens == 1)]
+    else:
+        traits = [3.0 * (group == 1), 4.0 * (group > min(CANDIDATES[DECODE]["max_group"]))]
+    return np.stack([np.asarray(f, dtype=float) for f in [*shared, *traits]], axis=1)
+
+
+def choose_rows(rows: Rows, count: int = 64, seed: int = 0, rounds: int = 15) -> NDArray[np.intp]:
+    """Positions of at most `count` rows to fit, from sizes alone.
+
+    k-means clusters of the features (Lloyd 1982), started at seeded rows; the row nearest to the
+    centre of each cluster is taken.
+    """
+    points = features(rows)
+    count = min(count, len(points))
+    centres = points[np.random.default_rng(seed).permutation(len(points))[:count]].copy()
+    for _ in range(rounds):
+        nearest = _squared_distances(points, centres).argmin(axis=1)
+        for k in range(count):
+            members = nearest == k
+            if members.any():
+                centres[k] = points[members].mean(axis=0)
+    distance = _squared_distances(points, centres)
+    taken: list[int] = []
+    for k in range(count):
+        order = np.argsort(distance[:, k], kind="stable")
+        taken.append(next(int(i) for i in order if int(i) not in taken))
+    return np.array(taken, dtype=np.intp)
+
+
+def _squared_distances(points: Array, centres: Array) -> Array:
+    inner = points @ centres.T
+    return np.asarray(
+        (points**2).sum(axis=1)[:, None] - 2.0 * inner + (centres**2).sum(axis=1)[None]
+    )
+
+
+def predict(rows: Rows, coefficients: Mapping[str, float]) -> Array:
+    """Seconds of every row, compiled."""
+    from rtsim_kernels import compiled
+
+    dtype = ROW_DTYPES[rows.kind]
+    resolved = np.zeros(len(rows), dtype)
+    for i, name in enumerate(("peak_flops_per_s", "query_element_bytes", "kv_element_bytes")):
+        resolved[name] = rows.facts[:, i]
+    for c in COEFFICIENTS[rows.kind]:
+        resolved[c.name] = coefficients[c.name]
+    if rows.kind == PREFILL:
+        seconds = compiled().attention.attention_prefill_many(
+            rows.n_sequences,
+            rows.new_tokens,
+            rows.context,
+            rows.n_heads,
+            rows.n_kv_heads,
+            rows.head_dim,
+            rows.head_dim,
+            rows.window,
+            rows.causal,
+            rows.warm_frac,
+            resolved,
+            rows.device,
+        )
+    else:
+        seconds = compiled().attention.attention_decode_many(
+            rows.n_sequences,
+            rows.context,
+            rows.n_heads,
+            rows.n_kv_heads,
+            rows.head_dim,
+            rows.head_dim,
+            rows.window,
+            rows.warm_frac,
+            resolved,
+            rows.device,
+        )
+    return np.asarray(seconds)
+
+
+def fit_rows(rows: Rows, *, starts: int = STARTS, seed: int = 0) -> Fit:
+    """Fit one set of coefficients to rows of one stack and format, on one or more GPUs."""
+    declared = COEFFICIENTS[rows.kind]
+    names = tuple(c.name for c in declared)
+    options = CANDIDATES[rows.kind]
+    rng = np.random.default_rng(seed)
+    moves = rng.normal(scale=START_SPREAD, size=(starts, len(declared)))
+    moves[0] = 0.0
+
+    def seconds(values: Array) -> Array:
+        return predict(rows, dict(zip(names, values.tolist(), strict=True)))
+
+    best: tuple[float, Fit] | None = None
+    for values in itertools.product(*options.values()):
+        chosen = dict(zip(options, values, strict=True))
+        unusual = sum(chosen[name] != options[name][0] for name in options)
+        coefficients = tuple(
+            c._replace(prior=chosen[c.name]) if c.name in chosen else c for c in declared
+        )
+        for move in moves:
+            fit = fit_coefficients(
+                seconds,
+                rows.measured_s,
+                coefficients,
+                row_sigma=ROW_SIGMA,
+                start=_moved(coefficients, move),
+                derivative_steps=DERIVATIVE_STEPS,
+            )
+            fit = replace(fit, values=_exact(fit, chosen))
+            cost = _cost(fit, coefficients) + SURPRISE * unusual
+            if best is None or cost < best[0]:
+                best = (cost, fit)
+    if best is None:
+        raise ValueError("starts must be at least 1")
+    return best[1]
+
+
+def _moved(coefficients: tuple[Coefficient, ...], move: Array) -> Array:
+    return np.array(
+        [c.prior * np.exp(c.spread * z) for c, z in zip(coefficients, move, strict=True)]
+    )
+
+
+def _exact(fit: Fit, chosen: Mapping[str, float]) -> Array:
+    """Fitted values with the discrete facts exactly as chosen."""
+    return np.array(
+        [chosen.get(name, v) for name, v in zip(fit.names, fit.values.tolist(), strict=True)]
+    )
+
+
+def _cost(fit: Fit, coefficients: tuple[Coefficient, ...]) -> float:
+    """What the fit minimises: soft-L1 of the rows plus squared deviations from the priors."""
+    r = fit.log_residuals / ROW_SIGMA
+    prior = np.array([c.prior for c in coefficients])
+    spread = np.array([c.spread for c in coefficients])
+    z = np.log(fit.values / prior) / spread
+    return float(2.0 * (np.sqrt(1.0 + r * r) - 1.0).sum() + (z * z).sum())
+
+
+def named(fit: Fit) -> dict[str, float]:
+    """Fitted values by coefficient name."""
+    return dict(zip(fit.names, fit.values.tolist(), strict=True))
+
+
+def cross_validated_sigma(rows: Rows, folds: int = 4, seed: int = 0) -> float:
+    """Deviation of ln(predicted / measured) on folds left out of the fit (68 % point)."""
+    fold = np.random.default_rng(seed).permutation(len(rows)) % folds
+    errors = []
+    for k in range(folds):
+        left = rows.take(fold == k)
+        if len(left) and (fold != k).any():
+            fitted = named(fit_rows(rows.take(fold != k), starts=1))
+            errors.append(np.log(predict(left, fitted) / left.measured_s))
+    return float(np.quantile(np.abs(np.concatenate(errors)), 0.68))
