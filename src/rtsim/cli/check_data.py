@@ -11,8 +11,9 @@ from rtsim.cli.status import BAD_INPUT
 def command() -> None:
     """Check every packaged model, GPU and profile file; exit status 2 where one is faulty."""
     from rtsim.check_data import check_data
+    from rtsim.check_profiles import check_profiles
 
-    findings = check_data()
+    findings = [*check_data(), *check_profiles()]
     for finding in findings:
         click.echo(finding)
     if findings:
