@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from rtsim.errors import SpecError
 from rtsim.operators import StackTraits
 from rtsim.prediction import MemoryUse
 from rtsim.specs.dtype import WeightFormat, dtype_bytes
@@ -54,11 +55,18 @@ def memory_use(
     if here.fits and parallelism.tp == 1:
         smallest: int | None = 1
     else:
-        heads = [group.attention.n_heads for group in model.layers]
         joined = max(gpu.gpus_per_node, gpu.link.domain_size if gpu.link else 1)
-        candidates = (tp for tp in range(1, joined + 1) if all(h % tp == 0 for h in heads))
+        candidates = (tp for tp in range(1, joined + 1) if _splits(model, tp))
         smallest = next((tp for tp in candidates if use(tp).fits), None)
     return replace(here, smallest_fitting_tp=smallest)
+
+
+def _splits(model: ModelSpec, tp: int) -> bool:
+    try:
+        ParallelismSpec(tp=tp).check_model(model)
+    except SpecError:
+        return False
+    return True
 
 
 def _use(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int, traits: StackTraits,

@@ -175,22 +175,22 @@ def _layer(build: _Builder, model: ModelSpec, group: LayerGroup, traits: StackTr
            per_node: int) -> None:  # fmt: skip
     hidden = model.hidden_size
 
-    def join(name: str) -> None:
+    def join(name: str, has_bias: bool) -> None:
         """Sum the ranks' shares of a block and add the result to the residual."""
         build.communicate(f"{name} all-reduce", collective.ALL_REDUCE, COLLECTIVE_TENSOR, tp,
                           per_node, per_token=hidden * build.element_bytes)  # fmt: skip
         if not traits.fused_norm:
-            if traits.eager_copies:
+            if traits.eager_copies and has_bias:
                 build.elementwise(f"{name} bias", "add_scalar", hidden)
             build.elementwise(f"{name} residual", "add", hidden)
 
     build.elementwise("attention norm", group.norm, hidden, adds_residual=traits.fused_norm)
     _attention(build, model, group, traits, tp)
     if not group.parallel:
-        join("attention")
+        join("attention", group.attention.out_bias)
         build.elementwise("MLP norm", group.norm, hidden, adds_residual=traits.fused_norm)
     _mlp(build, model, group, tp)
-    join("MLP")
+    join("MLP", group.mlp.bias)
 
 
 def _attention(build: _Builder, model: ModelSpec, group: LayerGroup, traits: StackTraits,

@@ -104,10 +104,9 @@ class System:
         quantization: str = "none",
     ) -> None:
         self.model = model
-        self.gpu = gpu
+        self.gpu = gpu = gpu.one_device()  # what software, a rank and a profile see as one
         self.parallelism = parallelism or ParallelismSpec()
         notes = [*model.notes, *gpu.assumed, *gpu.doubts(), *self.parallelism.check(model, gpu)]
-        device = gpu.one_device()
         if profile is None:
             self.profile, remarks = choose_profile(gpu, stack)
             notes += remarks
@@ -132,8 +131,8 @@ class System:
             dtype_bytes(self.dtype),
             _gpus_joined(gpu),
         )
-        self.rows: MachineRows = machine_rows(self.profile, device, formats, notes)
-        self.peak_flops_per_s = peak_for(device, self.dtype, [])
+        self.rows: MachineRows = machine_rows(self.profile, gpu, formats, notes)
+        self.peak_flops_per_s = peak_for(gpu, self.dtype, [])
         self.notes = tuple(dict.fromkeys(notes))
         self._sigmas = self._scatter()
         self._interpreted: tuple[Any, Any, Any] | None = None
@@ -249,7 +248,7 @@ class System:
             compiled = "rtsim_kernels_compiled" in sys.modules
         run = self._evaluate(n_sequences, input_len, output_len, compiled)
         memory = memory_use(
-            self.model, self.gpu.one_device(), p, self.profile.traits, weights=self.weights,
+            self.model, self.gpu, p, self.profile.traits, weights=self.weights,
             dtype=self.dtype, kv_dtype=self.kv_dtype, n_sequences=n_sequences,
             input_len=input_len, last_context=workload.last_context,
         )  # fmt: skip
@@ -304,7 +303,7 @@ class System:
             prefill_flops=flops["prefill"],
             decode_flops=flops["decode"],
             mfu=sum(flops.values()) / (gpu_seconds * self.peak_flops_per_s),
-            mbu=hbm_bytes / (gpu_seconds * self.gpu.one_device().hbm_bytes_per_s),
+            mbu=hbm_bytes / (gpu_seconds * self.gpu.hbm_bytes_per_s),
             memory=memory,
             cost=cost,
             energy_j=None if self.gpu.power_w is None else gpu_seconds * self.gpu.power_w,

@@ -193,7 +193,6 @@ def test_a_cache_alone_can_be_too_much() -> None:
     assert not use(model, n_sequences=1000).fits
 
 
-@pytest.mark.xfail(strict=True, reason="the tp offered may not split the KV heads")
 def test_the_tp_offered_splits_the_kv_heads() -> None:
     """40 heads divide by five, but 8 KV heads neither divide by five nor five by them."""
     model = small(layers=1, n_heads=40, n_kv_heads=8, head_dim=128).with_(

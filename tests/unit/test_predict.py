@@ -304,7 +304,6 @@ def module_of_two_dies() -> GpuSpec:
     return gpu.with_(name="two-dies", software_devices=2, gpus_per_node=4)
 
 
-@pytest.mark.xfail(strict=True, reason="power and price of the whole module are charged per die")
 def test_dies_of_a_module_share_its_power_and_price() -> None:
     """Two ranks on the two dies of one module: one module's power and price."""
     gpu = module_of_two_dies()
@@ -316,14 +315,12 @@ def test_dies_of_a_module_share_its_power_and_price() -> None:
     assert result.cost.usd_per_request == pytest.approx(hours * gpu.price.usd_per_hour)
 
 
-@pytest.mark.xfail(strict=True, reason="the split is checked against modules, not devices")
 def test_a_split_counts_dies() -> None:
     """Four modules of two dies are eight devices in a node."""
     gpu = module_of_two_dies().with_({"network": None, "link.domain_size": 4})
     assert System(small(), gpu, ParallelismSpec(tp=8)).predict().num_gpus == 8
 
 
-@pytest.mark.xfail(strict=True, reason="eager stacks add biases that the model does not have")
 def test_a_model_without_biases_adds_none() -> None:
     made = System(small(), load_gpu("a100"), profile=load_profile(PROFILE))
     assert not [row for row in made.predict().breakdown if "bias" in row.operator]
