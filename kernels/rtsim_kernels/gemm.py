@@ -9,7 +9,7 @@ model takes the fastest:
     math    = 2 tm tn step_k steps (1 + EDGE/tm + EDGE/tn) / (compute_frac peak/SMs)
     power   = 1 + power_drop log10(1 + waves math / 100 us)             clocks fall in long kernels
     body    = waves math power + (1 + (waves - 1) wave_round) (fill/2 + store)
-    chain   = steps step_s sqrt(2048 / FLOPs per clock and SM)      latency of one loop over k
+    chain   = steps step_s sqrt(2.9e12 / 16-bit FLOPs per s and SM)      latency of one loop over k
     traffic = max(waves tile_bytes SMs sm_edge, tiles tile_bytes l2_edge) / (a_bytes peak)
     dram    = d + ramp_s d / (d + ramp_s),   d = bytes missing the L2 / (hbm_frac bandwidth)
     t       = launch + fill + (body^3 + chain^3 + traffic^3 + dram^3)^(1/3) + split_s if s > 1
@@ -21,8 +21,8 @@ for loops shorter than four steps), launch = launch_clocks/clock.
 Persistent kernels (Hopper and later) hide the store of one tile behind the loop of the next
 and spread the last wave: their `wave_round` is near 0.15, that of classic ones near 0.8.
 l2_edge is the edge of a square tile at which the L2 just keeps the tensor cores of the whole GPU
-busy; sm_edge the same for the path of one SM. As lengths they hold from 1,024 to 8,192 FLOPs
-per clock and SM, where bytes per clock do not.
+busy; sm_edge the same for the path of one SM. As lengths they hold on
+SMs of 1,024 to 8,192 FLOPs per clock, where bytes per clock do not.
 
 Cache residency. Cyclic re-use of W bytes in a cache of C bytes with random replacement misses
 the share y that solves 1 - y = exp(-y W/C) (0 for W <= C); C = l2_use l2_bytes. Weights come
@@ -77,16 +77,21 @@ GEMM_COEFFICIENTS = (
                 "square tile at which the L2 keeps up with the math of the GPU"),
     Coefficient("sm_edge", 60.0, 0.15, 2.0, 1000.0, "elements",
                 "square tile at which one SM's path to the L2 keeps up with its math"),
-    Coefficient("store_cost", 4.4, 0.45, 0.1, 20.0, "1", "a result byte costs this many read bytes"),
+    Coefficient("store_cost", 4.4, 0.45, 0.1, 20.0, "1", "read bytes that a result byte costs"),
     Coefficient("fill_clocks", 480.0, 0.7, 10.0, 1e4, "clocks", "first loads and drain of a tile"),
-    Coefficient("step_s", 1.43e-7, 0.27, 5e-9, 2e-6, "s",
-                "latency of a 128-byte step along k at 2,048 FLOPs per clock and SM"),
-    Coefficient("split_s", 2.45e-6, 0.2, 1e-7, 2e-5, "s", "reduction after a split along k"),
+    Coefficient("step_s", 1.6e-7, 0.27, 5e-9, 2e-6, "s",
+                "latency of a 128-byte step along k on an SM of 2.9e12 FLOPs per s"),
+    Coefficient("split_s", 2.45e-6, 0.2, 1e-7, 1e-3, "s",
+                "reduction after a split along k (very long: no split is offered)"),
     Coefficient("wave_round", 0.4, 0.9, 0.05, 1.0, "1",
                 "share of a full wave that a partial one costs beyond its work"),
     Coefficient("tile_round", 0.66, 0.3, 0.05, 1.0, "1",
                 "share of a full tile that a partial one costs beyond its work"),
-    Coefficient("quantize_s", 2.0e-6, 0.4, 1e-7, 5e-5, "s", "start of the quantisation kernel"),
+    Coefficient("quantize_s", 2.5e-6, 0.4, 1e-7, 5e-5, "s", "start of the quantisation kernel"),
+    Coefficient("quantize_row_s", 3e-10, 1.5, 1e-12, 1e-7, "s",
+                "quantisation per row: blocks that update one scale take turns"),
+    Coefficient("quantize_reads", 1.5, 0.4, 1.0, 4.0, "1",
+                "times that quantisation reads the activations (twice to find a scale first)"),
 )  # fmt: skip
 
 # The resolved row: number-format facts, then the coefficients.
@@ -111,7 +116,7 @@ SPLITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 EDGE = 3.2  # elements lost on each edge of a tile; 2.7-3.6 when fitted on each of six GPUs
 STEP_BYTES = 128.0  # one step along k: a shared-memory row of every tensor-core kernel
 FILL_STEPS = 4.0  # depth of the load pipeline: shorter loops fill less of it
-STEP_FLOPS_PER_CLOCK = 2048.0  # 16-bit rate of the SM at which step_s is stated (A100)
+STEP_SM_FLOPS_PER_S = 2.9e12  # 16-bit rate of the SM at which step_s is stated (A100)
 STEP_ELEMENT_BYTES = 2.0
 PARTIAL_BYTES = 8.0  # a split-K partial result in fp32, written and read once
 LONG_KERNEL_S = 1e-4  # clocks begin to fall at about this length
@@ -185,16 +190,18 @@ def gemm_roofline_s(
 def quantize_s(m: float, k: float, batch: float, gemm: Any, device: Any) -> float:
     """The kernel that turns activations into the product's format; 0 where there is none.
 
-    start + bytes read and written, at the DRAM rate where they miss the L2 and at the rate at
-    which the L2 feeds a GEMM elsewhere.
+    start + the longer of rows taking turns, and bytes read and written: at the DRAM rate where
+    they miss the L2, else at the rate at which the L2 feeds a GEMM.
     """
     if gemm.quantize_bytes <= 0.0:
         return 0.0
-    moved = batch * m * k * (gemm.quantize_bytes + gemm.a_bytes)
-    missing = moved * miss_frac(moved / (gemm.l2_use * device.l2_bytes))
+    elements = batch * m * k
+    moved = elements * (gemm.quantize_reads * gemm.quantize_bytes + gemm.a_bytes)
+    once = elements * (gemm.quantize_bytes + gemm.a_bytes)
+    missing = moved * miss_frac(once / (gemm.l2_use * device.l2_bytes))
     dram = missing / (gemm.hbm_frac * device.hbm_bytes_per_s)
     l2 = moved * gemm.l2_edge / (gemm.a_bytes * gemm.peak_flops_per_s)
-    return gemm.quantize_s + max(dram, l2)
+    return gemm.quantize_s + max(dram, l2, batch * m * gemm.quantize_row_s)
 
 
 @jit
@@ -225,7 +232,7 @@ class Rates(NamedTuple):
 def rates_of(dram: float, gemm: Any, device: Any) -> Rates:
     """Rates of a GEMM row on a device; `dram`: seconds of DRAM traffic."""
     byte_s = 1.0 / (gemm.a_bytes * gemm.peak_flops_per_s)
-    reference = STEP_FLOPS_PER_CLOCK * device.sm_count * device.clock_hz * STEP_ELEMENT_BYTES
+    reference = STEP_SM_FLOPS_PER_S * device.sm_count * STEP_ELEMENT_BYTES
     return Rates(
         device.sm_count / (gemm.compute_frac * gemm.peak_flops_per_s),
         device.sm_count * gemm.sm_edge * byte_s,

@@ -1,0 +1,306 @@
+"""Matrix products: from `gemm` rows to kernel inputs, and the coefficients.
+
+One fit covers one stack and number format on one or more GPUs. The number format sets what is
+read, at which peak it is multiplied and whether activations are quantised first (`FORMATS`).
+
+Residency follows the method of a table (`METHODS`): benchmarks that cycle through a few weight
+copies find small weights in the L2, kernels timed inside a layer find theirs in DRAM.
+
+Split: `choose_rows` takes the fitted rows from sizes alone; all others are unseen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rtsim_kernels import gemm
+from rtsim_kernels.tables import Coefficient
+
+from rtsim.calibrate import Fit, fit_coefficients, select_rows
+from rtsim.specs.dtype import WEIGHT_FORMATS, dtype_bytes
+from rtsim.specs.gpu import GpuSpec
+
+Array = NDArray[np.float64]
+Columns = Mapping[str, NDArray[Any]]
+
+# Scatter that the model cannot explain (libraries pick a slower kernel for single shapes); small,
+# so that the robust loss counts absolute errors. Tables printed to 1 us add that rounding.
+ROW_SIGMA = 0.05
+ROUNDING_S = 0.3e-6
+
+PLAIN_DTYPES = ("fp32", "tf32", "fp16", "bf16")
+WEIGHT_ONLY_DTYPE = "bf16"  # what weight-only formats multiply in, in the tables
+FAST_PATH_BYTES = 16  # rows of n and k elements must be a multiple of this for tensor cores
+
+# Stack -> (weight copies, activation copies) cycled through before re-use.
+METHODS = {
+    "vllm": (5.5, 1.0),
+    "trtllm": (5.5, 1.0),
+    "sglang": (5.5, 5.5),
+    "pytorch": (1.0, 1.0),  # one call repeated
+}
+IN_A_MODEL = (math.inf, 1.0)
+
+# One call between two events from the host: that much of the time is launch and event.
+EAGER_STACKS = ("pytorch",)
+EAGER_LAUNCH_S = 30e-6
+EAGER_CLOCK_HZ = 1.4e9  # typical of the GPUs timed so, to state that launch in clocks
+
+
+@dataclass(frozen=True)
+class NumberFormat:
+    """Facts of one dtype column entry. `math_dtype` names the peak rate."""
+
+    math_dtype: str
+    a_bytes: float
+    b_bytes: float
+    out_bytes: float
+    quantize_bytes: float
+
+
+def number_format(dtype: str) -> NumberFormat | None:
+    """What a dtype of a gemm table reads, writes and multiplies in; None for one not modelled.
+
+    >>> number_format("fp8").quantize_bytes
+    2.0
+    """
+    if dtype in PLAIN_DTYPES:
+        element = dtype_bytes(dtype)
+        return NumberFormat(dtype, element, element, element, 0.0)
+    weights = WEIGHT_FORMATS.get(dtype)
+    if weights is None:
+        return None
+    out = dtype_bytes(WEIGHT_ONLY_DTYPE)
+    if weights.compute_dtype is None:
+        return NumberFormat(WEIGHT_ONLY_DTYPE, out, weights.bytes_per_weight, out, 0.0)
+    activation = (
+        weights.bytes_per_weight if dtype == "nvfp4" else dtype_bytes(weights.compute_dtype)
+    )
+    quantize = out if weights.quantizes_activations else 0.0
+    return NumberFormat(weights.compute_dtype, activation, weights.bytes_per_weight, out, quantize)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Kernel inputs of rows of one GPU, stack and dtype; arrays of equal length.
+
+    table_rows: indices in the table. m, n, k, batch: sizes. weight_copies: see METHODS.
+    """
+
+    table_rows: NDArray[np.intp]
+    m: Array
+    n: Array
+    k: Array
+    batch: Array
+    weight_copies: Array
+    measured_s: Array
+
+    def take(self, chosen: NDArray[Any]) -> Rows:
+        """The same with only the `chosen` rows."""
+        return replace(self, **{name: value[chosen] for name, value in vars(self).items()})
+
+    def __len__(self) -> int:
+        return len(self.m)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where rows were measured: the DEVICE record, and the GEMM record but for coefficients."""
+
+    device: Any
+    facts: dict[str, float]
+
+
+def machine_of(gpu: GpuSpec, device: Any, stack: str, dtype: str) -> Machine | None:
+    """Facts of one GPU, stack and dtype; None where the GPU has no such math or dtype."""
+    form = number_format(dtype)
+    peak = None if form is None else gpu.peak_flops_per_s(form.math_dtype)
+    if form is None or peak is None:
+        return None
+    facts = {
+        "peak_flops_per_s": float(peak),
+        "a_bytes": form.a_bytes,
+        "b_bytes": form.b_bytes,
+        "out_bytes": form.out_bytes,
+        "quantize_bytes": form.quantize_bytes,
+        "activation_copies": METHODS.get(stack, IN_A_MODEL)[1],
+    }
+    return Machine(device, facts)
+
+
+def usable(columns: Columns) -> NDArray[np.str_]:
+    """Why each row cannot be used, "" where it can."""
+    dtypes = columns["dtype"]
+    reasons = np.full(len(dtypes), "", dtype="U64")
+    forms = {name: number_format(name) for name in set(dtypes.tolist())}
+
+    def mark(bad: Any, reason: str) -> None:
+        reasons[bad & (reasons == "")] = reason
+
+    mark(np.array([forms[name] is None for name in dtypes.tolist()]), "dtype is not modelled")
+    mark(~(columns["time_us"] > 0), "time is not above zero")
+    sizes = np.stack([columns[name] for name in ("m", "n", "k", "batch")])
+    mark(~(sizes > 0).all(axis=0), "a size is not above zero")
+    # Tensor cores need whole 16-byte rows; fp32 on the ordinary cores does not.
+    element = np.array([form.b_bytes if form else 1.0 for form in map(forms.get, dtypes.tolist())])
+    ragged = (columns["n"] * element % FAST_PATH_BYTES != 0) | (
+        columns["k"] * element % FAST_PATH_BYTES != 0
+    )
+    mark(ragged & (dtypes != "fp32") & (element >= 1.0), "rows are not a multiple of 16 bytes")
+    return reasons
+
+
+def rows_of(columns: Columns, members: NDArray[np.intp]) -> Rows:
+    """Kernel inputs of the table rows `members`, which are usable and share a GPU and dtype."""
+    stacks = columns["stack"][members].tolist()
+    m, n, k, batch = (columns[name][members].astype(float) for name in ("m", "n", "k", "batch"))
+    return Rows(
+        table_rows=members,
+        m=m,
+        n=n,
+        k=k,
+        batch=batch,
+        weight_copies=np.array([METHODS.get(s, IN_A_MODEL)[0] for s in stacks], float),
+        measured_s=columns["time_us"][members].astype(float) * 1e-6,
+    )
+
+
+def features(rows: Rows) -> Array:
+    """Coordinates for `calibrate.select_rows`: ranks of the sizes, in [0, 1].
+
+    Ranks rather than logarithms: farthest-point choices then spread over the rows that there
+    are, and not over the empty corners of the space.
+    """
+    columns = [rows.m, rows.n, rows.k]
+    if np.ptp(rows.batch) > 0:
+        columns.append(rows.batch)
+    return np.stack([np.searchsorted(np.sort(x), x) / max(len(x), 1) for x in columns], axis=1)
+
+
+def choose_rows(rows: Rows, count: int = 64, seed: int = 0) -> NDArray[np.intp]:
+    """Positions of at most `count` rows to fit, from sizes alone, out of a seeded half."""
+    members = np.random.default_rng(seed).permutation(len(rows))
+    pool = np.sort(members[: max(count, len(rows) // 2)])
+    return pool[select_rows(features(rows.take(pool)), count)]
+
+
+# What fits of other GPUs found for a class of formats, as (prior, spread) by coefficient; other
+# coefficients keep their declared prior. From 10 to 17 fits of trtllm, vllm and sglang tables.
+_QUANTIZED = {  # both operands narrow: CUTLASS and DeepGEMM kernels, most without split-K
+    "launch_clocks": (3500.0, 0.25), "compute_frac": (0.86, 0.2), "power_drop": (0.10, 0.8),
+    "ramp_s": (1.2e-6, 0.6), "l2_use": (0.25, 0.7), "l2_edge": (185.0, 0.35),
+    "sm_edge": (66.0, 0.25), "store_cost": (3.0, 0.7), "fill_clocks": (300.0, 1.0),
+    "step_s": (1.9e-7, 0.5), "split_s": (3e-5, 1.3), "wave_round": (0.4, 0.8),
+    "tile_round": (0.8, 0.3), "quantize_s": (4.5e-6, 0.7), "quantize_row_s": (6e-10, 1.0),
+}  # fmt: skip
+_WEIGHT_ONLY = {  # weights are widened in the loop
+    "launch_clocks": (10400.0, 0.15), "compute_frac": (0.87, 0.15), "power_drop": (0.045, 0.6),
+    "hbm_frac": (0.91, 0.06), "l2_use": (0.18, 0.6), "l2_edge": (145.0, 0.3),
+    "store_cost": (2.6, 0.5), "fill_clocks": (1400.0, 0.5), "step_s": (2.0e-7, 0.6),
+    "split_s": (7e-6, 0.5), "wave_round": (0.5, 0.5), "tile_round": (0.75, 0.3),
+}  # fmt: skip
+_ORDINARY_CORES = {  # fp32 without tensor cores: 128 FLOPs per clock and SM, 4-byte operands
+    "l2_edge": (15.0, 0.5), "sm_edge": (15.0, 0.5),
+}  # fmt: skip
+
+
+def coefficients_for(stack: str, dtype: str) -> tuple[Coefficient, ...]:
+    """The declared coefficients with the priors of a stack and dtype."""
+    changed: dict[str, tuple[float, float]] = {}
+    form = number_format(dtype)
+    if form is not None and form.quantize_bytes > 0:
+        changed = dict(_QUANTIZED)
+    elif form is not None and form.b_bytes < form.a_bytes:
+        changed = dict(_WEIGHT_ONLY)
+    elif dtype == "fp32":
+        changed = dict(_ORDINARY_CORES)
+    if stack in EAGER_STACKS:
+        changed["launch_clocks"] = (EAGER_LAUNCH_S * EAGER_CLOCK_HZ, 0.4)
+    return tuple(
+        c._replace(prior=changed[c.name][0], spread=changed[c.name][1]) if c.name in changed else c
+        for c in gemm.GEMM_COEFFICIENTS
+    )
+
+
+def predict(rows: Rows, machine: Machine, coefficients: Mapping[str, float]) -> Array:
+    """Seconds of every row, compiled."""
+    from rtsim_kernels import compiled
+
+    values = {**machine.facts, **coefficients}
+    row = np.array(tuple(values[name] for name in gemm.GEMM.names or ()), gemm.GEMM)
+    return np.asarray(
+        compiled().gemm.gemm_many(
+            rows.m, rows.n, rows.k, rows.batch, rows.weight_copies, row[()], machine.device[()]
+        )
+    )
+
+
+def fit_rows(
+    groups: Sequence[tuple[Rows, Machine]],
+    stack: str,
+    dtype: str,
+    base: Mapping[str, float] | None = None,
+) -> Fit:
+    """Fit one set of coefficients to rows of one stack and dtype on one or more GPUs.
+
+    base: priors from elsewhere (a joint fit of a family, the same stack on another GPU).
+    """
+    measured_s = np.concatenate([rows.measured_s for rows, _ in groups])
+    coefficients = coefficients_for(stack, dtype)
+    if base:
+        coefficients = tuple(
+            c._replace(prior=float(np.clip(base[c.name], 1.02 * c.lower, 0.98 * c.upper)))
+            if c.name in base
+            else c
+            for c in coefficients
+        )
+    names = tuple(c.name for c in coefficients)
+
+    def seconds(values: Array) -> Array:
+        by_name = dict(zip(names, values.tolist(), strict=True))
+        return np.concatenate([predict(rows, machine, by_name) for rows, machine in groups])
+
+    return fit_coefficients(
+        seconds,
+        measured_s,
+        coefficients,
+        row_sigma=np.hypot(ROW_SIGMA, ROUNDING_S / measured_s),
+    )
+
+
+def named(fit: Fit) -> dict[str, float]:
+    """Fitted values by coefficient name."""
+    return dict(zip(fit.names, fit.values.tolist(), strict=True))
+
+
+def cross_validated_sigma(
+    groups: Sequence[tuple[Rows, Machine]], stack: str, dtype: str, folds: int = 4, seed: int = 0
+) -> float:
+    """Deviation of ln(predicted / measured) on folds left out of the fit (68 % point)."""
+    rng = np.random.default_rng(seed)
+    fold = [rng.permutation(len(rows)) % folds for rows, _ in groups]
+    errors: list[Array] = []
+    for k in range(folds):
+        kept = [(r.take(f != k), m) for (r, m), f in zip(groups, fold, strict=True)]
+        fitted = named(fit_rows([(r, m) for r, m in kept if len(r)], stack, dtype))
+        for (rows, machine), f in zip(groups, fold, strict=True):
+            left = rows.take(f == k)
+            if len(left):
+                errors.append(np.log(predict(left, machine, fitted) / left.measured_s))
+    return float(np.quantile(np.abs(np.concatenate(errors)), 0.68))
+
+
+def by_machine(
+    columns: Columns, members: Iterable[int]
+) -> dict[tuple[str, str, str], NDArray[np.intp]]:
+    """Table rows `members` by (GPU, stack, dtype)."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for i in members:
+        key = (str(columns["gpu"][i]), str(columns["stack"][i]), str(columns["dtype"][i]))
+        found.setdefault(key, []).append(i)
+    return {key: np.array(rows) for key, rows in found.items()}

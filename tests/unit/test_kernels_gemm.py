@@ -1,0 +1,322 @@
+"""GEMM timing: hand-derived cases, a naive twin of the search, both forms, and the fit recipe."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from rtsim_kernels import compiled, gemm, tables
+
+from rtsim import catalog
+from rtsim.fitting import gemm as recipe
+
+# Round numbers: 100 SMs at 1 GHz, 200 TFLOP/s, 1 TB/s, an L2 of 40 MB.
+DEVICE = np.array((100.0, 1e9, 1e12, 4e7, 2e13), tables.DEVICE)
+FACTS = {
+    "peak_flops_per_s": 2e14,
+    "a_bytes": 2.0,
+    "b_bytes": 2.0,
+    "out_bytes": 2.0,
+    "quantize_bytes": 0.0,
+    "activation_copies": 1.0,
+}
+PRIORS = {c.name: c.prior for c in gemm.GEMM_COEFFICIENTS}
+COLD = math.inf
+SIZES = [
+    (1.0, 4096.0, 4096.0, 1.0),
+    (7.0, 32.0, 65536.0, 1.0),
+    (16.0, 96.0, 128.0, 1.0),
+    (100.0, 12288.0, 4096.0, 1.0),
+    (513.0, 2048.0, 2048.0, 1.0),
+    (4096.0, 64.0, 7168.0, 1.0),
+    (8192.0, 8192.0, 8192.0, 1.0),
+    (128.0, 128.0, 64.0, 96.0),
+    (1.0, 2048.0, 128.0, 32.0),
+]
+
+
+def row(**changed: float) -> np.ndarray:
+    values = {**FACTS, **PRIORS, **changed}
+    names = gemm.GEMM.names or ()
+    assert set(values) == set(names)
+    return np.array(tuple(values[name] for name in names), gemm.GEMM)
+
+
+def timed(
+    m: float, n: float, k: float, batch: float = 1.0, copies: float = COLD, **changed: float
+) -> tuple[float, int]:
+    return gemm.gemm_s(m, n, k, batch, copies, tables.as_row(row(**changed)), tables.as_row(DEVICE))
+
+
+def naive_s(m: float, n: float, k: float, batch: float, copies: float, g: Any, d: Any) -> float:
+    """The formula of the module docstring, over every tile and split, nothing pruned."""
+
+    def miss(cycled: float) -> float:
+        ratio = cycled / (g.l2_use * d.l2_bytes)
+        low, high = 1e-12, 1.0
+        if ratio <= 1.0:
+            return 0.0
+        for _ in range(100):  # bisection on 1 - y = exp(-ratio y)
+            y = (low + high) / 2.0
+            low, high = (y, high) if 1.0 - y > math.exp(-ratio * y) else (low, y)
+        return low
+
+    w, a, o = batch * n * k * g.b_bytes, batch * m * k * g.a_bytes, batch * m * n * g.out_bytes
+    once = miss(w + a + o)
+    weight = 1.0 if math.isinf(copies) else miss(copies * w + g.activation_copies * a + o)
+    weight = max(once, weight)
+    block = batch * m * n * k * (g.a_bytes + g.b_bytes) / math.sqrt(d.sm_count * 128.0 * 256.0)
+    missing = w * weight + (a + o) * once + once * max(0.0, block - w - a)
+    stream = missing / (g.hbm_frac * d.hbm_bytes_per_s)
+    dram = stream + g.ramp_s * stream / (stream + g.ramp_s)
+
+    def up(x: float, share: float) -> float:
+        return max(1.0, x + share * (math.ceil(x) - x))
+
+    peak = g.peak_flops_per_s
+    step_k = 128.0 / g.a_bytes
+    found = []
+    for (tm, tn), s in itertools.product(zip(gemm.TILE_M, gemm.TILE_N, strict=True), gemm.SPLITS):
+        steps = math.ceil(k / s / step_k)
+        tiles = up(m / tm, g.tile_round) * up(n / tn, g.tile_round) * batch * s
+        waves = up(tiles / d.sm_count, g.wave_round)
+        area = min(m, tm) * min(n, tn)
+        stored = g.store_cost * area * (g.out_bytes if s == 1.0 else 8.0)
+        loaded = (min(m, tm) * g.a_bytes + min(n, tn) * g.b_bytes) * step_k * steps
+        flops = 2.0 * tm * tn * step_k * steps * (1.0 + gemm.EDGE / tm + gemm.EDGE / tn)
+        busy = waves * flops / (g.compute_frac * peak / d.sm_count)
+        fill = g.fill_clocks / d.clock_hz * min(1.0, steps / 4.0)
+        sm_byte_s = d.sm_count * g.sm_edge / (g.a_bytes * peak)
+        l2_byte_s = g.l2_edge / (g.a_bytes * peak)
+        body = busy * (1.0 + g.power_drop * math.log10(1.0 + busy / 1e-4))
+        body += (1.0 + (waves - 1.0) * g.wave_round) * (fill / 2.0 + stored * sm_byte_s)
+        chain = steps * g.step_s * math.sqrt(2.9e12 * d.sm_count * 2.0 / (peak * g.a_bytes))
+        traffic = (loaded + stored) * max(waves * sm_byte_s, tiles * l2_byte_s)
+        smooth = (body**3 + chain**3 + traffic**3 + dram**3) ** (1.0 / 3.0)
+        found.append(fill + smooth + (g.split_s if s > 1.0 else 0.0))
+    seconds = g.launch_clocks / d.clock_hz + min(found)
+    return max(seconds, 2.0 * m * n * k * batch / peak)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("copies", [1.0, 5.5, COLD])
+@pytest.mark.parametrize("changed", [{}, {"activation_copies": 5.5, "split_s": 1e-7}])
+def test_search_finds_what_an_exhaustive_one_finds(
+    size: tuple[float, float, float, float], copies: float, changed: dict[str, float]
+) -> None:
+    g, d = tables.as_row(row(**changed)), tables.as_row(DEVICE)
+    if copies == 1.0 and changed:
+        copies = 2.0
+    # The miss share of the kernel is a few Newton steps, that of the twin exact.
+    seconds = gemm.gemm_s(*size, copies, g, d)[0]
+    if g.activation_copies == 1.0:
+        assert seconds == pytest.approx(naive_s(*size, copies, g, d), rel=2e-3)
+    compiled_s, bound = compiled().gemm.gemm_s(*size, copies, row(**changed)[()], DEVICE[()])
+    assert compiled_s == pytest.approx(seconds, rel=1e-12)
+    assert bound == gemm.gemm_s(*size, copies, g, d)[1]
+
+
+def test_many_is_one_after_the_other() -> None:
+    m, n, k, batch = (np.array(x) for x in zip(*SIZES, strict=True))
+    copies = np.full(len(SIZES), 5.5)
+    g, d = row(), DEVICE
+    expected = [gemm.gemm_s(*size, 5.5, tables.as_row(g), tables.as_row(d))[0] for size in SIZES]
+    got = compiled().gemm.gemm_many(m, n, k, batch, copies, g[()], d[()])
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("ratio", [1.01, 1.2, 1.5, 2.0, 4.0, 20.0])
+def test_miss_share_solves_its_equation(ratio: float) -> None:
+    y = gemm.miss_frac(ratio)
+    assert 1.0 - y == pytest.approx(math.exp(-ratio * y), abs=1e-4)
+    assert 0.0 < y < 1.0
+
+
+def test_everything_hits_up_to_the_size_of_the_cache() -> None:
+    assert gemm.miss_frac(1.0) == 0.0
+    assert gemm.miss_frac(0.1) == 0.0
+
+
+def test_flops_and_bytes() -> None:
+    assert gemm.gemm_flops(2.0, 3.0, 5.0, 7.0) == 420.0
+    # 7 (2*5*2 + 3*5*1 + 2*3*4)
+    g = tables.as_row(row(a_bytes=2.0, b_bytes=1.0, out_bytes=4.0))
+    assert gemm.gemm_bytes(2.0, 3.0, 5.0, 7.0, g) == 413.0
+
+
+def test_a_large_product_runs_near_the_compute_share_of_the_peak() -> None:
+    # 8192^3: 1.1 TFLOP at 200 TFLOP/s is 5.5 ms.
+    ideal_s = 2 * 8192.0**3 / 2e14
+    seconds, bound = timed(
+        8192.0, 8192.0, 8192.0, power_drop=1e-9, compute_frac=0.9, l2_edge=20.0, sm_edge=20.0
+    )
+    assert bound == tables.BOUND_COMPUTE
+    # 3.75 % edge losses of the largest tile, and little else.
+    assert seconds == pytest.approx(ideal_s / 0.9 * (1 + 3.2 / 128 + 3.2 / 256), rel=0.03)
+
+
+def test_one_row_streams_the_weights() -> None:
+    # 200 MB of cold weights at 0.8 TB/s: 0.25 ms.
+    seconds, bound = timed(1.0, 10000.0, 10000.0, hbm_frac=0.8)
+    assert bound == tables.BOUND_MEMORY
+    assert seconds == pytest.approx(2.5e-4, rel=0.05)
+
+
+def test_an_empty_kernel_costs_its_launch() -> None:
+    seconds, bound = timed(1.0, 32.0, 32.0, launch_clocks=3000.0, fill_clocks=10.0, ramp_s=1e-8)
+    assert bound == tables.BOUND_LATENCY
+    assert 3e-6 < seconds < 3.5e-6  # 3000 clocks at 1 GHz
+
+
+def test_small_weights_in_few_copies_come_from_the_cache() -> None:
+    # 5.5 copies of 2 MB stay in 0.48 of 40 MB, 5.5 copies of 8 MB do not.
+    assert timed(8.0, 1024.0, 1024.0, copies=5.5)[0] < timed(8.0, 1024.0, 1024.0)[0]
+    warm, cold = (timed(8.0, 2048.0, 2048.0, copies=c)[0] for c in (5.5, COLD))
+    assert cold == pytest.approx(warm, rel=0.15)
+
+
+def test_split_along_k_shortens_a_long_thin_product() -> None:
+    with_split, _ = timed(16.0, 64.0, 65536.0)
+    without, _ = timed(16.0, 64.0, 65536.0, split_s=1e-3)
+    assert with_split < 0.5 * without
+
+
+def test_quantisation_is_a_kernel_of_its_own() -> None:
+    narrow = {"a_bytes": 1.0, "b_bytes": 1.0}
+    plain, _ = timed(256.0, 1024.0, 1024.0, **narrow)
+    quantised, _ = timed(256.0, 1024.0, 1024.0, **narrow, quantize_bytes=2.0, quantize_s=3e-6)
+    g = tables.as_row(row(**narrow, quantize_bytes=2.0, quantize_s=3e-6))
+    kernel_s = gemm.quantize_s(256.0, 1024.0, 1.0, g, tables.as_row(DEVICE))
+    assert quantised == pytest.approx(plain + kernel_s)
+    assert kernel_s > 3e-6
+    # 1e6 rows that take turns of 5 ns: 5 ms.
+    g = tables.as_row(row(**narrow, quantize_bytes=2.0, quantize_s=3e-6, quantize_row_s=5e-9))
+    turns_s = gemm.quantize_s(1e6, 32.0, 1.0, g, tables.as_row(DEVICE))
+    assert turns_s == pytest.approx(5e-3 + 3e-6)
+
+
+# --- fit recipe ---
+
+
+def table(rows: int, dtype: str = "bf16", stack: str = "vllm", seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    return {
+        "gpu": np.array(["A100-SXM4-80GB"] * rows),
+        "stack": np.array([stack] * rows),
+        "dtype": np.array([dtype] * rows),
+        "m": 2 ** rng.integers(0, 14, rows),
+        "n": 2 ** rng.integers(5, 15, rows),
+        "k": 2 ** rng.integers(5, 15, rows),
+        "batch": np.ones(rows, np.int64),
+        "time_us": np.full(rows, 10.0),
+    }
+
+
+def machine(dtype: str, stack: str = "vllm") -> recipe.Machine:
+    found = recipe.machine_of(catalog.load_gpu("a100-sxm4-80gb"), DEVICE, stack, dtype)
+    assert found is not None
+    return found
+
+
+def test_number_formats() -> None:
+    bf16 = recipe.number_format("bf16")
+    assert bf16 == recipe.NumberFormat("bf16", 2.0, 2.0, 2.0, 0.0)
+    weight_only = recipe.number_format("int8_wo")
+    assert weight_only == recipe.NumberFormat("bf16", 2.0, 1.0, 2.0, 0.0)
+    nvfp4 = recipe.number_format("nvfp4")
+    assert nvfp4 is not None
+    assert nvfp4.a_bytes == nvfp4.b_bytes == 0.5625
+    assert nvfp4.quantize_bytes == 2.0
+    assert recipe.number_format("w8a8_magic") is None
+
+
+def test_no_machine_for_math_that_the_gpu_lacks() -> None:
+    gpu = catalog.load_gpu("a100-sxm4-80gb")
+    assert recipe.machine_of(gpu, DEVICE, "vllm", "fp8") is None
+    assert recipe.machine_of(gpu, DEVICE, "vllm", "unheard-of") is None
+
+
+def test_rows_that_cannot_be_used_say_why() -> None:
+    columns = table(5)
+    columns["dtype"] = np.array(["bf16", "magic", "bf16", "bf16", "fp32"])
+    columns["time_us"][2] = 0.0
+    columns["n"][3] = 33
+    columns["n"][4] = 33
+    reasons = recipe.usable(columns).tolist()
+    assert reasons == [
+        "", "dtype is not modelled", "time is not above zero",
+        "rows are not a multiple of 16 bytes", "",
+    ]  # fmt: skip
+
+
+def test_residency_follows_the_method_of_the_stack() -> None:
+    members = np.arange(2)
+    assert recipe.rows_of(table(2, stack="vllm"), members).weight_copies.tolist() == [5.5, 5.5]
+    in_layers = recipe.rows_of(table(2, stack="somebody's own"), members).weight_copies
+    assert np.isinf(in_layers).all()
+    assert machine("bf16", "sglang").facts["activation_copies"] == 5.5
+
+
+def test_chosen_rows_are_few_distinct_and_repeatable() -> None:
+    rows = recipe.rows_of(table(1000), np.arange(1000))
+    chosen = recipe.choose_rows(rows, 64)
+    assert len(set(chosen.tolist())) == 64
+    assert chosen.tolist() == recipe.choose_rows(rows, 64).tolist()
+    assert chosen.tolist()[:16] == recipe.choose_rows(rows, 16).tolist()
+
+
+def test_priors_follow_stack_and_format() -> None:
+    def prior(stack: str, dtype: str, name: str) -> float:
+        return {c.name: c.prior for c in recipe.coefficients_for(stack, dtype)}[name]
+
+    assert prior("vllm", "bf16", "split_s") == PRIORS["split_s"]
+    assert prior("vllm", "fp8", "split_s") > PRIORS["split_s"]
+    assert prior("trtllm", "int8_wo", "launch_clocks") > PRIORS["launch_clocks"]
+    assert prior("pytorch", "fp32", "launch_clocks") > 5 * PRIORS["launch_clocks"]
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8_sq"])
+def test_fit_recovers_the_coefficients_that_made_the_rows(dtype: str) -> None:
+    a100 = machine(dtype)
+    columns = table(400, dtype)
+    rows = recipe.rows_of(columns, np.flatnonzero(recipe.usable(columns) == ""))
+    truth = {c.name: c.prior for c in recipe.coefficients_for("vllm", dtype)}
+    truth["launch_clocks"] *= 1.3
+    truth["hbm_frac"] = 0.9
+    truth["compute_frac"] = 0.8
+    columns["time_us"] = recipe.predict(rows, a100, truth) * 1e6
+    rows = recipe.rows_of(columns, np.arange(400))
+    chosen = recipe.choose_rows(rows, 64)
+    fit = recipe.fit_rows([(rows.take(chosen), a100)], "vllm", dtype)
+    fitted = recipe.named(fit)
+    error = np.abs(recipe.predict(rows, a100, fitted) / rows.measured_s - 1)
+    assert error.mean() < 0.01
+    for name in ("hbm_frac", "compute_frac"):
+        assert fitted[name] == pytest.approx(truth[name], rel=0.06)
+
+    def empty_s(values: dict[str, float]) -> float:  # what no size tells apart
+        quantize = values["quantize_s"] if dtype == "int8_sq" else 0.0
+        return values["launch_clocks"] / 1e9 + quantize
+
+    assert empty_s(fitted) == pytest.approx(empty_s(truth), rel=0.05)
+
+
+def test_cross_validated_sigma_sees_noise() -> None:
+    a100 = machine("bf16")
+    rows = recipe.rows_of(table(120), np.arange(120))
+    clean = recipe.predict(rows, a100, PRIORS)
+    noise = np.random.default_rng(1).normal(0.0, 0.1, 120)
+    noisy = recipe.Rows(**{**vars(rows), "measured_s": clean * np.exp(noise)})
+    sigma = recipe.cross_validated_sigma([(noisy, a100)], "vllm", "bf16", folds=2)
+    assert 0.08 < sigma < 0.14
+
+
+def test_rows_by_machine() -> None:
+    columns = table(4)
+    columns["stack"] = np.array(["vllm", "sglang", "vllm", "vllm"])
+    found = recipe.by_machine(columns, range(4))
+    assert found["A100-SXM4-80GB", "vllm", "bf16"].tolist() == [0, 2, 3]
+    assert found["A100-SXM4-80GB", "sglang", "bf16"].tolist() == [1]
