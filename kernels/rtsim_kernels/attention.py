@@ -9,7 +9,8 @@ asks for it, are in it; the host is not.
 last row (masked ones at the diagonal are computed too) plus FILL_KEYS of pipeline fill. A key
 costs a row two products on the tensor cores and one exponential:
 
-    pair     = slow * (2 (d_qk + d_v) SMs / (peak tensor_frac) + softmax_clocks / clock)
+    pair     = 2 (d_qk + d_v) SMs / (peak tensor_frac) + softmax_clocks / clock, longer for head
+               sizes other than 128
     tile     = tile_clocks / clock + tile_rows * (keys + FILL_KEYS) * pair
     rounds   = tiles / SMs
     work     = max(longest tile alone,
@@ -28,7 +29,7 @@ one of `splits` parts of its context; an SM works on one after the other:
     cta      = fixed clocks (head size, group) / clock + keys * max(bytes / SM intake, products)
     grid     = CTAs / SMs, partly rounded up, at least 1, times cta
     t        = launch_s + max(grid, cold bytes / HBM + EXPOSED * fixed part of grid)
-               + combine_s if split; the smallest over splits that fill the GPU split_fill times
+               + combine_s if split; the smallest over splits up to SPLIT_FILL CTAs per SM
 
 Stacks differ in which layers their kernel handles well: `max_group` heads per KV head at most
 (TensorRT-LLM: 32), larger groups read the keys once per query head; `always_splits` below
@@ -77,6 +78,8 @@ PREFILL_NORM = 4.0  # exponent of the p-norm: overlap of work and memory
 
 BLOCK_KEYS = 128.0  # smallest part of a context that is split off
 MAX_SPLITS = 32.0
+SPLIT_FILL = 1.2  # CTAs per SM up to which contexts are split
+INTAKE_CLOCK = 8.0  # bytes per clock that an SM takes from L2 beyond its share of HBM
 HALF_ROUND = 0.5  # part of an unfilled round of decode CTAs that is lost
 EXPOSED = 0.4  # part of a CTA's fixed time in which no other CTA reads on its behalf
 HEAD_EXPONENT = 0.5  # a CTA's fixed time over head size
@@ -102,30 +105,30 @@ ATTENTION_PREFILL_COEFFICIENTS = (
     Coefficient("pack_frac", 0.25, 1.0, 0.02, 1.0, "1",
                 "how far the heads of a group share a tile: 0 not, 1 fully"),
     Coefficient("single_pack_frac", 0.3, 1.2, 0.02, 1.0, "1",
-                "the same for sequences of one new token"),
+                "the same for sequences of one new token, if more"),
     Coefficient("tail_frac", 0.7, 0.5, 0.02, 1.0, "1",
                 "part of the difference between longest and mean tile that is waited for"),
     Coefficient("l2_fit_frac", 0.75, 0.35, 0.1, 3.0, "1", "share of the L2 that keeps operands"),
-    Coefficient("query_passes", 0.6, 1.5, 0.001, 8.0, "1",
+    Coefficient("query_passes", 0.8, 1.5, 0.001, 8.0, "1",
                 "reads and writes of all queries by helper kernels (rotate, quantise)"),
     Coefficient("kv_passes", 1.7, 0.6, 0.01, 8.0, "1",
                 "reads and writes of new keys and values by helper kernels (into the cache)"),
-    Coefficient("token_clocks", 100.0, 1.0, 1.0, 20000.0, "clocks",
+    Coefficient("token_clocks", 150.0, 1.1, 1.0, 20000.0, "clocks",
                 "an SM's time to write one token of full width into the cache"),
     Coefficient("wide_slowdown", 0.1, 0.9, 0.005, 2.0, "1",
                 "extra time of head size 256 over 128: registers, smaller key blocks"),
-    Coefficient("narrow_slowdown", 0.11, 0.8, 0.005, 2.0, "1",
-                "extra time of head size 64 over what its products cost"),
+    Coefficient("narrow_loss", 0.15, 0.8, 0.005, 1.0, "1",
+                "products of small heads: time falls with head size to the power 1 - this"),
 )
 ATTENTION_DECODE_COEFFICIENTS = (
     Coefficient("launch_s", 7.2e-6, 0.32, 1e-6, 6e-5, "s", "start and end of the kernels"),
-    Coefficient("cta_clocks", 3700.0, 0.55, 100.0, 80000.0, "clocks",
+    Coefficient("cta_clocks", 3800.0, 0.55, 100.0, 80000.0, "clocks",
                 "fixed cost of a thread block at head size 128"),
     Coefficient("row_clocks", 60.0, 0.7, 1.0, 4000.0, "clocks", "query and output row of a head"),
     Coefficient("group_clocks", 300.0, 1.4, 1.0, 40000.0, "clocks",
                 "further fixed cost where heads share keys"),
-    Coefficient("sm_bytes_per_clock", 20.0, 0.6, 2.0, L2_BYTES_PER_CLOCK, "B/clock/SM",
-                "keys and values that one SM takes in"),
+    Coefficient("intake_frac", 1.0, 0.4, 0.1, 4.0, "1",
+                "keys and values that an SM takes in, over its share of HBM plus INTAKE_CLOCK"),
     Coefficient("hbm_frac", 0.83, 0.12, 0.3, 1.0, "1", "share of HBM bandwidth reached"),
     Coefficient("l2_fit_frac", 0.75, 0.32, 0.1, 3.0, "1", "share of the L2 that keeps a cache"),
     Coefficient("combine_s", 2e-6, 0.7, 1e-7, 3e-5, "s", "merging the parts of a split context"),
@@ -133,8 +136,6 @@ ATTENTION_DECODE_COEFFICIENTS = (
                 "helpers that reorder queries and outputs of several groups"),
     Coefficient("ungrouped_s", 5e-7, 1.1, 1e-8, 1e-5, "s",
                 "extra time of the kernel for heads that share no keys"),
-    Coefficient("split_fill", 1.2, 0.5, 0.1, 20.0, "CTAs/SM",
-                "thread blocks per SM up to which contexts are split"),
     Coefficient("max_group", 1024.0, FIXED, 1.0, 1e6, "heads",
                 "largest group whose heads share keys"),
     Coefficient("always_splits", 1.0, FIXED, 0.1, 2.0, "yes/no",
@@ -255,7 +256,7 @@ def attention_prefill_s(
     rows = attention.tile_rows
     pack = attention.pack_frac
     if new_tokens <= 1.0:
-        pack = attention.single_pack_frac
+        pack = max(pack, attention.single_pack_frac)
     packed = n_sequences * n_kv_heads * math.ceil(new_tokens * group / rows)
     unpacked = n_sequences * n_heads * math.ceil(new_tokens / rows)
     tiles = packed**pack * unpacked ** (1.0 - pack)
@@ -277,11 +278,11 @@ def attention_prefill_s(
 
     width = math.ceil(head_dim / HEAD_PAD) * HEAD_PAD + math.ceil(v_dim / HEAD_PAD) * HEAD_PAD
     size = 0.5 * width / HEAD_USUAL
-    slow = 1.0 + attention.wide_slowdown * max(0.0, size - 1.0)
-    slow += attention.narrow_slowdown * 2.0 * max(0.0, 1.0 - size)
-    pair_s = slow * (
-        2.0 * width * device.sm_count / (attention.peak_flops_per_s * attention.tensor_frac)
-        + attention.softmax_clocks / device.clock_hz
+    wide = 1.0 + attention.wide_slowdown * max(0.0, size - 1.0)
+    narrow = min(1.0, size) ** -attention.narrow_loss
+    tensor_flops_per_s = attention.tensor_frac * attention.peak_flops_per_s / device.sm_count
+    pair_s = wide * (
+        narrow * 2.0 * width / tensor_flops_per_s + attention.softmax_clocks / device.clock_hz
     )
     fixed_s = attention.tile_clocks / device.clock_hz
     mean_s = fixed_s + rows * pair_s * (mean_keys + FILL_KEYS)
@@ -440,14 +441,18 @@ def attention_decode_s(
     fixed_clocks = attention.cta_clocks * (0.5 * width / HEAD_USUAL) ** HEAD_EXPONENT
     fixed_clocks += attention.group_clocks * min(1.0, (rows - 1.0) / (GROUP_FULL - 1.0))
     fixed_s = (fixed_clocks + attention.row_clocks * rows) / device.clock_hz
-    intake_bytes_per_s = attention.sm_bytes_per_clock * device.clock_hz
+    share_bytes_per_s = device.hbm_bytes_per_s / device.sm_count
+    intake_bytes_per_s = min(
+        L2_BYTES_PER_CLOCK * device.clock_hz,
+        attention.intake_frac * (share_bytes_per_s + INTAKE_CLOCK * device.clock_hz),
+    )
     products_per_s = DECODE_TENSOR_FRAC * attention.peak_flops_per_s / device.sm_count
     key_load_s = width * attention.kv_element_bytes / intake_bytes_per_s
     key_product_s = 2.0 * width * math.ceil(rows / ROW_PAD) * ROW_PAD / products_per_s
     key_s = max(key_load_s, key_product_s)
 
     blocks = math.ceil(keys / BLOCK_KEYS)
-    limit = min(MAX_SPLITS, attention.split_fill * device.sm_count / heads)
+    limit = min(MAX_SPLITS, SPLIT_FILL * device.sm_count / heads)
     if limited and (group == 1.0 or window > 0.0):
         limit = 1.0
     limit = max(1.0, min(limit, blocks))

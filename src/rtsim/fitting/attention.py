@@ -51,6 +51,8 @@ CANDIDATES: dict[str, dict[str, tuple[float, ...]]] = {
     DECODE: {"always_splits": (1.0, 0.5), "max_group": (1024.0, 32.0)},
 }
 SURPRISE = 30.0  # cost (squared deviations) that an unusual value must save
+# Facts that change with the GPU's generation: not chosen where rows of several GPUs are fitted.
+OF_ONE_GPU = ("always_splits",)
 
 STARTS = 3
 START_SPREAD = 0.7  # prior deviations by which further starts are moved
@@ -269,7 +271,11 @@ def fit_rows(rows: Rows, *, starts: int = STARTS, seed: int = 0) -> Fit:
     """Fit one set of coefficients to rows of one stack and format, on one or more GPUs."""
     declared = COEFFICIENTS[rows.kind]
     names = tuple(c.name for c in declared)
-    options = CANDIDATES[rows.kind]
+    several = len(np.unique(rows.device)) > 1
+    options = {
+        name: values[:1] if several and name in OF_ONE_GPU else values
+        for name, values in CANDIDATES[rows.kind].items()
+    }
     rng = np.random.default_rng(seed)
     moves = rng.normal(scale=START_SPREAD, size=(starts, len(declared)))
     moves[0] = 0.0
