@@ -37,6 +37,11 @@ Predictor = Callable[[Columns, str | None], Mapping[str, RowTimes]]
 # kind -> "module:function", imported on use.
 _PREDICTORS: dict[str, str] = {
     "generation": "rtsim.fitting.generation_rows:predict_rows",
+    "gemm": "rtsim.fitting.kernel_rows:predict_gemm",
+    "attention_prefill": "rtsim.fitting.kernel_rows:predict_attention_prefill",
+    "attention_decode": "rtsim.fitting.kernel_rows:predict_attention_decode",
+    "collective": "rtsim.fitting.kernel_rows:predict_collective",
+    "elementwise": "rtsim.fitting.kernel_rows:predict_elementwise",
 }
 
 
