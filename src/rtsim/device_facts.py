@@ -40,6 +40,25 @@ def device_row(gpu: GpuSpec) -> NDArray[np.void]:
     )
 
 
+# Compute capability from which stacks also quantise the queries where the cache is in fp8.
+_FP8_MATH_OF_CACHE = (9, 0)
+
+
+def attention_peak_flops_per_s(gpu: GpuSpec, dtype: str, kv_dtype: str) -> float:
+    """Dense peak of the format in which fused attention multiplies.
+
+    dtype: of the queries; kv_dtype: of the cache. 16 bits where the GPU has no fp8 units.
+    """
+    major, _, minor = gpu.compute_capability.partition(".")
+    new = major.isdigit() and minor.isdigit() and (int(major), int(minor)) >= _FP8_MATH_OF_CACHE
+    if dtype.startswith("fp8") or (kv_dtype.startswith("fp8") and new):
+        fp8 = gpu.peak_flops_per_s("fp8")
+        if fp8 is not None:
+            return fp8
+    wide = "bf16" if dtype.startswith("fp8") else dtype
+    return gpu.peak_flops_per_s(wide) or gpu.peak_16_bit_flops_per_s or gpu.peak_fp32_flops_per_s
+
+
 def record(dtype: np.dtype[np.void], **values: float) -> NDArray[np.void]:
     names = dtype.names or ()
     return np.array(tuple(values[name] for name in names), dtype)

@@ -43,7 +43,8 @@ class StackTraits:
         output is transposed by another, as eager stacks do.
     direct_all_reduce_bytes: largest message that the stack's own all-reduce kernels take; 0 = it
         has none and calls the library.
-    in_switch_reduction: all-reduces use the switch's adders where it has them (NVLink SHARP).
+    in_switch_reduction: its own all-reduces use the switch's adders where it has them (NVLink
+        SHARP); library_in_switch_reduction: the library's do.
     """
 
     attention: str = "fused"
@@ -52,6 +53,7 @@ class StackTraits:
     eager_copies: bool = False
     direct_all_reduce_bytes: float = 0.0
     in_switch_reduction: bool = False
+    library_in_switch_reduction: bool = False
 
 
 @dataclass(frozen=True)

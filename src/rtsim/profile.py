@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -22,10 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from rtsim_kernels import attention, collective, gemm, memory_bound, step, tables
 
-from rtsim.device_facts import device_row, link_facts_of, record, threads_per_sm
+from rtsim.device_facts import (
+    attention_peak_flops_per_s,
+    device_row,
+    link_facts_of,
+    record,
+    threads_per_sm,
+)
 from rtsim.errors import DataError, NotSupported, UnknownName
 from rtsim.operators import StackTraits
-from rtsim.specs.dtype import WeightFormat, dtype_bytes
+from rtsim.specs.dtype import WeightFormat, dtype_bytes, operand_format, similar_formats
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -70,6 +76,8 @@ class Profile:
     sigma: deviation of ln(measured / predicted) by group of `GROUPS`, for a model among those
         fitted ("seen") and for any other ("unseen").
     transfer_sigma: further deviation by group when the profile serves another GPU.
+    section_sigma: deviation of ln(measured / predicted) of single kernels by section ("gemm.fp8"),
+        where it was measured.
     fitted_shapes: (layers, hidden size, heads, tp) of the whole-model rows in the fit.
     """
 
@@ -85,16 +93,18 @@ class Profile:
     transfer_sigma: Mapping[str, float]
     fitted_shapes: tuple[tuple[float, ...], ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    section_sigma: Mapping[str, float] = field(default_factory=dict)
 
     def section(self, kind: str, *variants: str) -> dict[str, float]:
         """Coefficients of `kind`: of the first fitted of `variants`, else of any, else priors."""
         values = {c.name: c.prior for c in DECLARED[kind]}
+        return {**values, **self.coefficients.get(self.section_name(kind, *variants), {})}
+
+    def section_name(self, kind: str, *variants: str) -> str:
+        """The section that `section` reads; "" where only priors are there."""
         names = [f"{kind}.{variant}" for variant in variants] + [kind]
         names += [name for name in self.coefficients if name.startswith(f"{kind}.")]
-        for name in names:
-            if name in self.coefficients:
-                return {**values, **self.coefficients[name]}
-        return values
+        return next((name for name in names if name in self.coefficients), "")
 
     def shape_distance(self, shape: tuple[float, ...]) -> float:
         """Distance in log size to the nearest fitted whole-model shape; infinite without one."""
@@ -169,6 +179,7 @@ def _parse(text: str, file: str) -> Profile:
             transfer_sigma=scatter["transfer"],
             fitted_shapes=tuple(tuple(shape) for shape in data.get("fitted_shapes", ())),
             provenance=data["provenance"],
+            section_sigma=scatter.get("section", {}),
         )
     except (KeyError, TypeError) as problem:
         raise DataError(file, f"not a profile: {problem}") from None
@@ -309,6 +320,114 @@ class MachineRows:
         )
 
 
+def gemm_row(
+    profile: Profile,
+    gpu: GpuSpec,
+    form: str,
+    dtype: str = "bf16",
+    *,
+    variants: tuple[str, ...] = (),
+    activation_copies: float = 1.0,
+    notes: list[str] | None = None,
+) -> NDArray[np.void]:
+    """GEMM record, shape (): products in number format `form`, a dtype or a quantisation.
+
+    dtype: of the activations around a quantised product. variants: sections of the profile to
+    look into before those of the format and of formats like it. A GPU without the units of a
+    format multiplies in `dtype`, with its weights stored as they are, and a note says so.
+    Raises NotSupported for a format that is not modelled.
+    """
+    operands = operand_format(form, dtype)
+    if operands is None:
+        raise NotSupported(f"matrix products in {form} are not modelled")
+    peak = peak_for(gpu, operands.math_dtype, notes if notes is not None else [])
+    if operands.quantize_bytes and gpu.peak_flops_per_s(operands.math_dtype) is None:
+        operands = replace(operands, a_bytes=dtype_bytes(dtype), quantize_bytes=0.0)
+    return record(
+        gemm.GEMM,
+        peak_flops_per_s=peak,
+        a_bytes=operands.a_bytes,
+        b_bytes=operands.b_bytes,
+        out_bytes=operands.out_bytes,
+        quantize_bytes=operands.quantize_bytes,
+        activation_copies=activation_copies,
+        **profile.section("gemm", *variants, *gemm_variants(form, dtype)),
+    )
+
+
+def gemm_variants(form: str, dtype: str = "bf16") -> tuple[str, ...]:
+    """Variants of the "gemm" section that serve a number format, best first."""
+    return (*similar_formats(form), *similar_formats(dtype))
+
+
+def attention_row(
+    profile: Profile, gpu: GpuSpec, kind: str, dtype: str, kv_dtype: str
+) -> NDArray[np.void]:
+    """ATTENTION_PREFILL or ATTENTION_DECODE record, shape (), by `kind`, the section's name."""
+    rows = {
+        "attention_prefill": attention.ATTENTION_PREFILL,
+        "attention_decode": attention.ATTENTION_DECODE,
+    }
+    return record(
+        rows[kind],
+        peak_flops_per_s=attention_peak_flops_per_s(gpu, dtype, kv_dtype),
+        # Queries arrive, and outputs leave, in 16 bits also where the products are in fp8.
+        query_element_bytes=max(2.0, dtype_bytes(_narrow(dtype))),
+        kv_element_bytes=dtype_bytes(_narrow(kv_dtype)),
+        **profile.section(kind, *attention_variants(dtype, kv_dtype)),
+    )
+
+
+def attention_variants(dtype: str, kv_dtype: str) -> tuple[str, ...]:
+    """Variants of an attention section that serve a query and a cache format, best first.
+
+    >>> attention_variants("bf16", "fp8")
+    ('bf16_fp8', 'fp16_fp8', 'fp8', 'bf16', 'fp16')
+    """
+    queries, cache = _narrow(dtype), _narrow(kv_dtype)
+    wide = similar_formats("bf16" if queries == "fp8" else queries)
+    mixed = tuple(f"{name}_{cache}" for name in wide)
+    if queries == "fp8":
+        return ("fp8", *(f"{name}_fp8" for name in wide), *wide)
+    return wide if cache in wide else (*mixed, cache, *wide)
+
+
+def _narrow(dtype: str) -> str:
+    """fp8 for every way to scale it."""
+    return "fp8" if dtype.startswith("fp8") else dtype
+
+
+def memory_bound_row(profile: Profile, gpu: GpuSpec) -> NDArray[np.void]:
+    """MEMORY_BOUND record, shape ()."""
+    facts = {"threads_per_sm": threads_per_sm(gpu.compute_capability)}
+    return record(memory_bound.MEMORY_BOUND, **{**profile.section("memory_bound"), **facts})
+
+
+def collective_row(
+    profile: Profile, gpu: GpuSpec, *, own: bool, topology: str = "", eager: bool = False
+) -> NDArray[np.void]:
+    """COLLECTIVE record, shape (): of the stack's own all-reduce, or of the library.
+
+    topology: of the machine, as in `device_facts.link_facts`. eager: called one by one from the
+    host, with the cost of that in the time; in a whole model the host track holds it.
+    """
+    traits = profile.traits
+    links = vars(link_facts_of(gpu, topology))
+    switched = traits.in_switch_reduction if own else traits.library_in_switch_reduction
+    return record(
+        collective.COLLECTIVE,
+        **{**links, "multicast": links["multicast"] if switched else 0.0},
+        staged=float(eager),
+        direct_limit_bytes=traits.direct_all_reduce_bytes if own else 0.0,
+        **profile.section("collective", *collective_variants(own)),
+    )
+
+
+def collective_variants(own: bool) -> tuple[str, ...]:
+    """Variants of the "collective" section for the stack's own kernels or the library's."""
+    return ("tensor", "nccl") if own else ("nccl", "tensor")
+
+
 def machine_rows(
     profile: Profile, gpu: GpuSpec, formats: Formats, notes: list[str] | None = None
 ) -> MachineRows:
@@ -317,76 +436,21 @@ def machine_rows(
     The order of the gemm and collective rows is that of `operators.GEMM_*`, `COLLECTIVE_*`.
     Appends to `notes` what had to be assumed.
     """
-    remarks = notes if notes is not None else []
-    element = dtype_bytes(formats.dtype)
-    compute = formats.weights.compute_dtype or formats.dtype
-    peak = peak_for(gpu, formats.dtype, remarks)
-    weight_peak = peak if compute == formats.dtype else peak_for(gpu, compute, remarks)
-    quantised = formats.weights.quantizes_activations and gpu.peak_flops_per_s(compute) is not None
-    a_bytes = dtype_bytes(compute) if quantised else element
-    plain = {"a_bytes": element, "b_bytes": element, "out_bytes": element,
-             "quantize_bytes": 0.0, "activation_copies": 1.0}  # fmt: skip
-    weights = {**plain, "a_bytes": a_bytes, "b_bytes": formats.weights.bytes_per_weight,
-               "quantize_bytes": element if quantised else 0.0}  # fmt: skip
-    linear = profile.section("gemm", formats.quantization, *_same_width(formats.dtype))
-    dense = profile.section("gemm", *_same_width(formats.dtype))
-    batched = profile.section("gemm", "batched", *_same_width(formats.dtype))
-    gemm_rows = np.array(
-        [
-            record(gemm.GEMM, peak_flops_per_s=weight_peak, **weights, **linear),
-            record(gemm.GEMM, peak_flops_per_s=peak, **plain, **dense),
-            record(gemm.GEMM, peak_flops_per_s=peak, **plain, **batched),
-        ]
-    )
-    attention_facts = {
-        "peak_flops_per_s": peak,
-        "query_element_bytes": element,
-        "kv_element_bytes": dtype_bytes(formats.kv_dtype),
-    }
-    attention_variants = (formats.kv_dtype, *_same_width(formats.dtype))
-    links = vars(link_facts_of(gpu))
-    facts = {
-        **links,
-        "multicast": links["multicast"] if profile.traits.in_switch_reduction else 0.0,
-        "staged": 0.0,  # the host track holds the cost of eager calls
-    }
-    tensor = record(
-        collective.COLLECTIVE,
-        **facts,
-        direct_limit_bytes=profile.traits.direct_all_reduce_bytes,
-        **profile.section("collective", "tensor", "nccl"),
-    )
-    library = record(
-        collective.COLLECTIVE,
-        **facts,
-        direct_limit_bytes=0.0,
-        **profile.section("collective", "nccl", "tensor"),
-    )
+    dtype, kv_dtype = formats.dtype, formats.kv_dtype
+    weights = dtype if formats.quantization == "none" else formats.quantization
+    library = collective_row(profile, gpu, own=False)
     return MachineRows(
         device=device_row(gpu),
-        gemm=gemm_rows,
-        prefill=record(
-            attention.ATTENTION_PREFILL,
-            **attention_facts,
-            **profile.section("attention_prefill", *attention_variants),
+        gemm=np.array(
+            [
+                gemm_row(profile, gpu, weights, dtype, notes=notes),
+                gemm_row(profile, gpu, dtype, dtype, notes=notes),
+                gemm_row(profile, gpu, dtype, dtype, variants=("batched",)),
+            ]
         ),
-        decode=record(
-            attention.ATTENTION_DECODE,
-            **attention_facts,
-            **profile.section("attention_decode", *attention_variants),
-        ),
-        memory=record(
-            memory_bound.MEMORY_BOUND,
-            **{
-                **profile.section("memory_bound"),
-                "threads_per_sm": threads_per_sm(gpu.compute_capability),
-            },
-        ),
-        collective=np.array([tensor, library, library]),
+        prefill=attention_row(profile, gpu, "attention_prefill", dtype, kv_dtype),
+        decode=attention_row(profile, gpu, "attention_decode", dtype, kv_dtype),
+        memory=memory_bound_row(profile, gpu),
+        collective=np.array([collective_row(profile, gpu, own=True), library, library]),
         host=record(step.HOST, **profile.section("host")),
     )
-
-
-def _same_width(dtype: str) -> tuple[str, ...]:
-    """Formats whose coefficients serve `dtype`: fp16 and bf16 run the same kernels."""
-    return (dtype, "bf16", "fp16") if dtype in ("bf16", "fp16") else (dtype,)

@@ -91,3 +91,73 @@ def weight_format(quantization: str, dtype: str) -> WeightFormat:
     if quantization == "none":
         return WeightFormat(dtype_bytes(dtype), None, False, f"stored in {dtype}")
     return WEIGHT_FORMATS[quantization]
+
+
+@dataclass(frozen=True)
+class OperandFormat:
+    """What a matrix product reads, multiplies in and writes; bytes per element, scales included.
+
+    `math_dtype` names the peak rate; `quantize_bytes` are those of an activation before it is
+    quantised at run time, 0 where that is not done.
+    """
+
+    math_dtype: str
+    a_bytes: float
+    b_bytes: float
+    out_bytes: float
+    quantize_bytes: float
+
+
+def operand_format(name: str, dtype: str = "bf16") -> OperandFormat | None:
+    """The operands of a product in a number format; None for a name that is not modelled.
+
+    name: a dtype or a quantisation. dtype: of the activations around a quantised product.
+
+    >>> operand_format("fp16").b_bytes, operand_format("int8_wo").math_dtype
+    (2.0, 'bf16')
+    >>> operand_format("nvfp4").a_bytes, operand_format("fp8").quantize_bytes
+    (0.5625, 2.0)
+    """
+    if name in _PLAIN:
+        element = dtype_bytes(name)
+        return OperandFormat(name, element, element, element, 0.0)
+    weights = WEIGHT_FORMATS.get(name)
+    if weights is None:
+        return None
+    out = dtype_bytes(dtype)
+    if weights.compute_dtype is None:
+        return OperandFormat(dtype, out, weights.bytes_per_weight, out, 0.0)
+    # Block scales of activations are as large as those of weights; larger blocks do not count.
+    scaled = weights.compute_dtype == "fp4"
+    activation = weights.bytes_per_weight if scaled else dtype_bytes(weights.compute_dtype)
+    return OperandFormat(
+        weights.compute_dtype,
+        activation,
+        weights.bytes_per_weight,
+        out,
+        out if weights.quantizes_activations else 0.0,
+    )
+
+
+_PLAIN = ("fp32", "tf32", "fp16", "bf16")
+
+
+def similar_formats(name: str) -> tuple[str, ...]:
+    """`name`, then the formats whose products run most alike: coefficients of one serve another.
+
+    >>> similar_formats("fp16")[:2], similar_formats("fp8_static")[:2]
+    (('fp16', 'bf16'), ('fp8_static', 'fp8'))
+    """
+    for group in _ALIKE:
+        if name in group:
+            return (name, *(other for other in group if other != name))
+    return (name,)
+
+
+# Alike: one kernel library, one way to get at the operands.
+_ALIKE = (
+    ("bf16", "fp16"),
+    ("fp8", "fp8_static", "fp8_block", "int8_sq", "w4afp8", "w4a8_mxfp4_mxfp8", "nvfp4"),
+    ("int8_wo", "int4_wo", "w4a16_mxfp4"),
+    ("fp32", "tf32"),
+)
