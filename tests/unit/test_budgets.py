@@ -1,10 +1,14 @@
-"""Start-up budgets: what is imported, and CPU time with twice the slack."""
+"""Budgets: what a start imports, and CPU time of starts and of predictions, with slack."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -13,6 +17,8 @@ SLACK = 2.0
 HELP_CPU_S = 0.15
 PREDICT_CPU_S = 0.5
 IMPORT_CPU_S = 0.05
+COMPILED_CPU_S = 50e-6  # one warm library prediction
+INTERPRETED_CPU_S = 50e-3
 
 PROGRAM = "from rtsim.cli.main import run; status = run({arguments!r})"
 PREDICT = ["predict", "--arch", "gpt3-175b", "--gpu", "a100", "--tp", "8"]
@@ -84,3 +90,35 @@ def test_importing_the_package_imports_nothing() -> None:
 )
 def test_cpu_time(code: str, budget_s: float) -> None:
     assert cpu_s(code) <= SLACK * budget_s
+
+
+def least_call_cpu_s(function: Callable[[], Any], calls: int) -> float:
+    """CPU seconds of one call, warm: the least of five batches of `calls`."""
+    function()
+
+    def once() -> float:
+        before = time.process_time()
+        for _ in range(calls):
+            function()
+        return (time.process_time() - before) / calls
+
+    return min(once() for _ in range(5))
+
+
+def test_cpu_time_of_a_compiled_prediction() -> None:
+    """Bare times, as planners ask for them, of a short and of a long generation."""
+    from rtsim.predict import system
+
+    made = system("gpt3-175b", "a100", 8)
+    for output_len in (64, 1500):
+        spent_s = least_call_cpu_s(partial(made.times, 1, 512, output_len), 500)
+        assert spent_s <= SLACK * COMPILED_CPU_S
+
+
+def test_cpu_time_of_an_interpreted_prediction() -> None:
+    """The whole answer, with memory, cost, interval and breakdown."""
+    from rtsim.predict import system
+
+    made = system("gpt3-175b", "a100", 8)
+    spent_s = least_call_cpu_s(lambda: made.predict(1, 512, 64, compiled=False), 5)
+    assert spent_s <= SLACK * INTERPRETED_CPU_S
