@@ -15,7 +15,7 @@ class RowTimes:
     """Times of all rows of a table, arrays of one element per row, NaN where there is none.
 
     `skip` says why a row is not predicted, "" where it is. `regime` is an optional label of the
-    size of each row, to see where the errors are.
+    size of each row, to see where the errors are; `regimes` are its labels in order of size.
     """
 
     measured_s: Array
@@ -24,3 +24,4 @@ class RowTimes:
     high_s: Array
     skip: NDArray[np.str_]
     regime: NDArray[np.str_] | None = None
+    regimes: tuple[str, ...] = ()

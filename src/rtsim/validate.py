@@ -68,9 +68,23 @@ class WorstRow:
     what: dict[str, str | int | float]
 
 
+@dataclass(frozen=True, eq=False)
+class Points:
+    """Predicted and measured seconds of the rows that were predicted, for a plot.
+
+    low_s, high_s: the 90% interval, NaN where there is none. gpu: name of each row's GPU.
+    """
+
+    measured_s: Array
+    predicted_s: Array
+    low_s: Array
+    high_s: Array
+    gpu: NDArray[np.str_]
+
+
 @dataclass(frozen=True)
 class MetricErrors:
-    """Errors of one measured quantity; `total` is None where no row could be predicted.
+    """Errors of one measured quantity; `total` and `points` are None where no row was predicted.
 
     `by`: grouping ("gpu", "model", ...) -> group -> errors.
     """
@@ -78,6 +92,7 @@ class MetricErrors:
     total: ErrorStats | None
     by: dict[str, dict[str, ErrorStats]] = field(default_factory=dict)
     worst: tuple[WorstRow, ...] = ()
+    points: Points | None = None
 
 
 @dataclass(frozen=True)
@@ -156,11 +171,20 @@ def _metric_errors(
     for grouping in GROUPINGS:
         labels = rows.regime if grouping == "regime" else table.columns.get(grouping)
         by[grouping] = {} if labels is None else _grouped(labels[used], error, inside)
+    if rows.regimes:
+        by["regime"] = {name: by["regime"][name] for name in rows.regimes if name in by["regime"]}
     order = np.argsort(-np.abs(error), kind="stable")[:worst]
     return MetricErrors(
         _stats(error, inside),
         by,
         tuple(_worst_row(table, rows, int(used[i]), float(error[i])) for i in order),
+        Points(
+            rows.measured_s[used],
+            rows.predicted_s[used],
+            rows.low_s[used],
+            rows.high_s[used],
+            table.columns["gpu"][used] if "gpu" in table.columns else np.full(len(used), ""),
+        ),
     )
 
 

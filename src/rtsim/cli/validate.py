@@ -13,10 +13,21 @@ from rtsim.cli.parameters import count, deliver, json_option, output_option
 @click.option(
     "--worst", type=count, default=5, show_default=True, metavar="N", help="Worst rows to list."
 )
+@click.option(
+    "--plot",
+    type=click.Path(),
+    metavar="FILE",
+    help="Draw predicted against measured times to FILE (.png, .svg, .pdf).",
+)
 @json_option
 @output_option
 def command(
-    files: tuple[str, ...], profile: str | None, worst: int, as_json: bool, output: str | None
+    files: tuple[str, ...],
+    profile: str | None,
+    worst: int,
+    plot: str | None,
+    as_json: bool,
+    output: str | None,
 ) -> None:
     """Predict every row of measurement tables (CSV, gzipped CSV, Parquet) and report the errors."""
     from rtsim import report
@@ -25,7 +36,13 @@ def command(
 
     if worst < 0:
         raise SpecError("worst", worst, "must be 0 or more")
+    if plot is not None:
+        from rtsim.plots import check_plot_file, plot_validation
+
+        check_plot_file(plot)
     errors = validate(files, profile, worst=worst)
+    if plot is not None:
+        plot_validation(errors, plot)
     deliver(
         lambda: report.validation_to_json(errors),
         lambda: report.validation_view(errors),
