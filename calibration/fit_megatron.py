@@ -25,9 +25,9 @@ import numpy as np
 import rtsim_kernels
 from rtsim_kernels.gemm import GEMM_COEFFICIENTS
 
-from rtsim.calibrate import fit_coefficients
 from rtsim.catalog import load_gpu
 from rtsim.device_facts import device_row, link_facts_of
+from rtsim.fit import fit_coefficients
 from rtsim.fitting import collective as collective_rows
 from rtsim.fitting.generation import (
     Configuration,

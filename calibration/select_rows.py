@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rtsim.calibrate import select_rows
+from rtsim.fit import select_rows
 from rtsim.fitting import collective as collective_rows
 from rtsim.fitting.generation import choose_rows, configurations
 from rtsim.measurements import Table, read_table, write_table

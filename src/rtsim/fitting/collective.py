@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rtsim_kernels import collective
 
-from rtsim.calibrate import Fit, fit_coefficients, select_rows
 from rtsim.device_facts import LinkFacts
+from rtsim.fit import Fit, fit_coefficients, select_rows
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
@@ -105,7 +105,7 @@ def rows_of(columns: Columns, members: NDArray[np.intp]) -> Rows:
 
 
 def features(rows: Rows) -> Array:
-    """Coordinates for `calibrate.select_rows`: sizes in logarithms, kinds far apart."""
+    """Coordinates for `fit.select_rows`: sizes in logarithms, kinds far apart."""
     kinds = [2.0 * (rows.op == code) for code in range(len(collective.OPERATION_NAMES) - 1)]
     return np.stack(
         [

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rtsim_kernels import tables
 
-from rtsim.calibrate import Fit, fit_coefficients
 from rtsim.catalog import load_gpu
+from rtsim.fit import Fit, fit_coefficients
 from rtsim.fitting.generation_rows import grouped, model_of, parallelism_of
 from rtsim.measurements import Columns
 from rtsim.predict import System

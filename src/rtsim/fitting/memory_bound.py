@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rtsim_kernels import memory_bound
 from rtsim_kernels.tables import Coefficient
 
-from rtsim.calibrate import Fit, fit_coefficients, select_rows
+from rtsim.fit import Fit, fit_coefficients, select_rows
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
@@ -129,7 +129,7 @@ def rows_of(columns: Columns, members: NDArray[np.intp]) -> Rows:
 
 
 def features(rows: Rows) -> Array:
-    """Coordinates for `calibrate.select_rows` within one operator: sizes in logarithms."""
+    """Coordinates for `fit.select_rows` within one operator: sizes in logarithms."""
     return np.stack([np.log(rows.rows), np.log(rows.cols)], axis=1)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rtsim_kernels.tables import Coefficient
 
-from rtsim.calibrate import fit_coefficients, select_rows
+from rtsim.fit import fit_coefficients, select_rows
 
 LAUNCH = Coefficient("launch_s", 1e-6, 0.7, 1e-8, 1e-4, "s", "start of a kernel")
 RATE = Coefficient("rate_frac", 0.8, 0.3, 0.05, 1.0, "1", "share of the peak")
@@ -127,7 +127,6 @@ def test_nothing_is_taken_twice_before_everything_new(table: tuple[np.ndarray, i
     assert len(np.unique(chosen, axis=0)) == min(distinct, len(chosen))
 
 
-@pytest.mark.xfail(strict=True, reason="duplicates are filled up with one row again and again")
 def test_no_row_is_selected_twice() -> None:
     """Five rows, four of them equal, all five wanted: each once."""
     features = np.array([[0.0], [0.0], [0.0], [0.0], [1.0]])

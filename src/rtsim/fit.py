@@ -1,0 +1,148 @@
+"""Fit operator coefficients to measurements: robust, in log error, with physical priors.
+
+The fitted vector is z with coefficient_i = prior_i * exp(spread_i * z_i), so that every z has a
+standard normal prior, and the cost is
+
+    sum_rows rho((ln predicted - ln measured) / row_sigma) + sum_i z_i^2
+
+with rho the soft-L1 loss: one bad row costs what its distance is worth, not the square of it.
+Coefficients that the rows do not pin down stay at their prior and are reported as such.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rtsim_kernels.tables import Coefficient
+
+Array = NDArray[np.float64]
+
+# A coefficient counts as pinned down when the rows shrink its prior spread to half or less.
+PINNED_SHRINKAGE = 0.5
+
+# Step of the numerical derivative, in prior deviations.
+DERIVATIVE_STEP = 0.02
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Fitted values with their uncertainty.
+
+    values: coefficients in their own units, order of the `coefficients` passed in.
+    covariance: of ln(value), shape (n, n), from the Gauss-Newton Hessian at the optimum.
+    pinned: whether the rows, rather than the prior, set each value.
+    log_residuals: ln(predicted / measured) of the fitted rows.
+    """
+
+    names: tuple[str, ...]
+    values: Array
+    covariance: Array
+    pinned: NDArray[np.bool_]
+    log_residuals: Array
+
+
+def fit_coefficients(
+    predict: Callable[[Array], Array],
+    measured_s: Array,
+    coefficients: tuple[Coefficient, ...],
+    *,
+    row_sigma: float | Array = 0.08,
+    max_evaluations: int = 60,
+    start: Array | None = None,
+    derivative_steps: tuple[float, ...] = (DERIVATIVE_STEP,),
+) -> Fit:
+    """Fit `coefficients` so that predict(values) comes close to `measured_s` in log error.
+
+    predict: values (n,) -> predicted seconds (rows,). row_sigma: scatter of ln(measured) that
+    the model is not expected to explain (MODELING: one row is good to about 10 %), scalar or
+    one per row.
+
+    start: values to start from instead of the priors. derivative_steps: the fit is repeated from
+    where it came with each of these steps; a wide step first carries it across the small jumps
+    of a piecewise model. The best of the results is returned.
+    """
+    from scipy.optimize import least_squares
+
+    prior = np.array([c.prior for c in coefficients])
+    spread = np.array([c.spread for c in coefficients])
+    lower = np.log(np.array([c.lower for c in coefficients]) / prior) / spread
+    upper = np.log(np.array([c.upper for c in coefficients]) / prior) / spread
+    log_measured = np.log(measured_s)
+    sigma = np.broadcast_to(np.asarray(row_sigma, dtype=float), log_measured.shape)
+
+    def values_of(z: Array) -> Array:
+        return np.asarray(prior * np.exp(spread * z))
+
+    def row_residuals(z: Array) -> Array:
+        return np.asarray((np.log(predict(values_of(z))) - log_measured) / sigma)
+
+    def residuals(z: Array) -> Array:
+        r = row_residuals(z)
+        # Soft-L1 on the rows only: the priors stay quadratic.
+        robust = np.sign(r) * np.sqrt(2.0 * (np.sqrt(1.0 + r * r) - 1.0))
+        return np.concatenate([robust, z])
+
+    def jacobian_with(width: float) -> Callable[[Array], Array]:
+        def jacobian_of(z: Array) -> Array:
+            # Times are only piecewise smooth (tiles, waves), so derivatives are taken over a
+            # visible step, inwards where the outward one would leave the bounds.
+            at = residuals(z)
+            columns = []
+            for i in range(len(z)):
+                step = width if z[i] + width <= upper[i] else -width
+                moved = z.copy()
+                moved[i] += step
+                columns.append((residuals(moved) - at) / step)
+            return np.stack(columns, axis=1)
+
+        return jacobian_of
+
+    z = np.zeros(len(prior)) if start is None else np.log(start / prior) / spread
+    solutions = []
+    for width in derivative_steps:
+        solutions.append(
+            least_squares(
+                residuals,
+                np.clip(z, lower + 1e-6, upper - 1e-6),
+                jac=jacobian_with(width),
+                bounds=(lower, upper),
+                max_nfev=max_evaluations,
+            )
+        )
+        z = solutions[-1].x
+    solution = min(solutions, key=lambda s: float(s.cost))
+    jacobian = solution.jac
+    covariance_z = np.linalg.inv(jacobian.T @ jacobian)
+    shrinkage = np.sqrt(np.diag(covariance_z))
+    return Fit(
+        names=tuple(c.name for c in coefficients),
+        values=values_of(solution.x),
+        covariance=covariance_z * np.outer(spread, spread),
+        pinned=shrinkage <= PINNED_SHRINKAGE,
+        log_residuals=row_residuals(solution.x) * sigma,
+    )
+
+
+def select_rows(features: Array, count: int) -> NDArray[np.intp]:
+    """Indices of at most `count` rows that cover the feature space, most informative first.
+
+    features: (rows, f), usually logarithms of the sizes. Starts at the row nearest the median,
+    then always takes the row farthest from those taken (farthest-point design), so corners and
+    gaps are covered and duplicates are never taken before something new. Deterministic, and a
+    prefix of the answer is the answer for a smaller count.
+    """
+    scale = features.std(axis=0)
+    scaled = (features - np.median(features, axis=0)) / np.where(scale > 0, scale, 1.0)
+    first = int(np.argmin((scaled**2).sum(axis=1)))
+    taken = [first]
+    distance = ((scaled - scaled[first]) ** 2).sum(axis=1)
+    distance[first] = -1.0  # below any: never twice
+    while len(taken) < min(count, len(scaled)):
+        farthest = int(np.argmax(distance))
+        taken.append(farthest)
+        distance = np.minimum(distance, ((scaled - scaled[farthest]) ** 2).sum(axis=1))
+        distance[farthest] = -1.0
+    return np.array(taken)
