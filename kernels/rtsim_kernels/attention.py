@@ -264,17 +264,14 @@ def attention_prefill_s(
 
     # Keys of a tile: those of its rows on average, and the masked ones up to its last row.
     span = rows / group**pack
-    mean_keys = visible_pairs(new_tokens, context, window, causal) / new_tokens
+    mean_keys = visible_pairs(new_tokens, context, 0.0, causal) / new_tokens + 0.5 * span
     longest_keys = context
-    if causal == 0.0:
-        if window > 0.0:
-            longest_keys = min(context, 2.0 * window + span)
-        mean_keys = longest_keys
-    elif window > 0.0:
-        longest_keys = min(context, window + span)
-        mean_keys = min(longest_keys, mean_keys + span)
-    else:
-        mean_keys = min(longest_keys, mean_keys + 0.5 * span)
+    if window > 0.0:  # its far edge cuts a tile too
+        windowed = visible_pairs(new_tokens, context, window, causal) / new_tokens + span
+        mean_keys = min(mean_keys, windowed)
+        reach = window if causal != 0.0 else 2.0 * window
+        longest_keys = min(context, reach + span)
+    mean_keys = min(mean_keys, longest_keys)
 
     width = math.ceil(head_dim / HEAD_PAD) * HEAD_PAD + math.ceil(v_dim / HEAD_PAD) * HEAD_PAD
     size = 0.5 * width / HEAD_USUAL
@@ -473,13 +470,14 @@ def attention_decode_s(
         searching = splits < limit
         splits = min(2.0 * splits, limit)
 
-    total_s = attention.launch_s + best_s
+    floor_s = attention.launch_s
     if rows == 1.0:
-        total_s += attention.ungrouped_s
+        floor_s += attention.ungrouped_s
     if group > 1.0 and n_kv_heads > 1.0:
-        total_s += attention.regroup_s
+        floor_s += attention.regroup_s
+    total_s = floor_s + best_s
     bound = BOUND_MEMORY
-    if attention.launch_s >= 0.5 * total_s:
+    if floor_s >= 0.5 * total_s:
         bound = BOUND_LATENCY
     elif key_product_s > max(key_load_s, hbm_s * device.sm_count / (heads * keys)):
         bound = BOUND_COMPUTE

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from rtsim_kernels import attention, tables
 from rtsim_kernels.tables import Coefficient
 
-from rtsim.calibrate import Fit, fit_coefficients
 from rtsim.device_facts import device_row
+from rtsim.fit import Fit, fit_coefficients
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
