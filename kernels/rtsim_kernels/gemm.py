@@ -33,14 +33,21 @@ cache are read again by every block of tiles that is in flight together.
 Run-time activation quantisation (gemm.quantize_bytes > 0) is a kernel before the product: its
 own launch and one pass over the activations.
 
-Monotone: no size grows and time falls, since every candidate grows with m, n, k and batch, and
-so does their minimum. Never below `gemm_roofline_s`: rates are at most the peaks, except that
-compute_frac may pass 1 (short kernels run above the clock at which tensor rates are stated),
-and there the bound itself is the answer.
+Monotone (aligned sizes): no size grows and time falls, since every candidate grows with m, n, k
+and batch, and so does their minimum. Never below `gemm_roofline_s`: rates are at most the peaks,
+except that compute_frac may pass 1 (short kernels run above the clock at which tensor rates are
+stated), and there the bound itself is the answer.
+
+Misaligned rows (n or k not a multiple of 16 bytes) fall off the tensor cores' fast path: the work
+is slower by misaligned_cost per halving of the alignment (8, 4, 2 bytes). So time does not fall
+as sizes grow among aligned sizes, or among sizes of one alignment, but padding up to the next
+aligned size may be faster, as it is on the hardware. Products of a single
+row (m = 1) stream and do not care. Evidence: prompt passes of unfused attention at 428 tokens
+(rows of 8-byte alignment) against 384 and 472; the tables of plain products hold no misaligned
+16-bit row, so fits leave the coefficient at its prior.
 
 Not modelled: the kernel that a library really picks (single shapes move by tens of per cent; no
-split below k = 8,192 on L40S costs it 20-150 % there); rows and columns that are not a multiple
-of 16 bytes, which fall off the fast path (fitting.gemm leaves them out of the fit).
+split below k = 8,192 on L40S costs it 20-150 % there).
 
 Sources: tiles, waves and split-K as in CUTLASS; cache model after Fagin's and Dan-Towsley's
 treatment of random replacement; constants and priors from measured bf16 GEMMs on A100, H100,
@@ -87,6 +94,8 @@ GEMM_COEFFICIENTS = (
                 "share of a full wave that a partial one costs beyond its work"),
     Coefficient("tile_round", 0.66, 0.3, 0.05, 1.0, "1",
                 "share of a full tile that a partial one costs beyond its work"),
+    Coefficient("misaligned_cost", 1.0, 0.5, 0.05, 5.0, "1",
+                "slow-down per halving of the alignment of rows below 16 bytes"),
     Coefficient("quantize_s", 2.5e-6, 0.4, 1e-7, 5e-5, "s", "start of the quantisation kernel"),
     Coefficient("quantize_row_s", 3e-10, 1.5, 1e-12, 1e-7, "s",
                 "quantisation per row: blocks that update one scale take turns"),
@@ -121,6 +130,7 @@ STEP_ELEMENT_BYTES = 2.0
 PARTIAL_BYTES = 8.0  # a split-K partial result in fp32, written and read once
 LONG_KERNEL_S = 1e-4  # clocks begin to fall at about this length
 BLOCK_ELEMENTS = 128.0 * 256.0  # the largest tile: elements per SM of tiles in flight together
+CUDA_CORE_BYTES = 4.0  # fp32 activations: no tensor cores, which want rows of whole 16 bytes
 ENDLESS_COPIES = 1e6  # from here on every weight comes from DRAM
 
 
@@ -282,6 +292,18 @@ def candidate_s(
 
 
 @jit
+def halvings(row_bytes: float) -> float:
+    """How often 16 bytes have to be halved until rows of this many bytes are a multiple."""
+    if row_bytes % 16.0 == 0.0:
+        return 0.0
+    if row_bytes % 8.0 == 0.0:
+        return 1.0
+    if row_bytes % 4.0 == 0.0:
+        return 2.0
+    return 3.0
+
+
+@jit
 def gemm_s(
     m: float, n: float, k: float, batch: float, weight_copies: float, gemm: Any, device: Any
 ) -> tuple[float, int]:
@@ -323,6 +345,9 @@ def gemm_s(
             if k_steps <= split:
                 break  # one step is left: a finer split only adds tiles
     fixed = gemm.launch_clocks / device.clock_hz + quantize_s(m, k, batch, gemm, device)
+    if gemm.a_bytes < CUDA_CORE_BYTES and m > 1.0:
+        lost = max(halvings(k * gemm.a_bytes), halvings(n * gemm.out_bytes))
+        best *= 1.0 + gemm.misaligned_cost * lost
     seconds = max(fixed + best, gemm_flops(m, n, k, batch) / gemm.peak_flops_per_s)
     bound = BOUND_MEMORY
     if best_body > best_memory:

@@ -184,6 +184,26 @@ def test_split_along_k_shortens_a_long_thin_product() -> None:
     assert with_split < 0.5 * without
 
 
+@pytest.mark.parametrize(("n", "lost"), [(4096, 0), (4092, 1), (4094, 2), (4095, 3)])
+def test_misaligned_rows_pay_per_halving(n: int, lost: int) -> None:
+    """Rows of n 2-byte results: 16, 8, 4 and 2 bytes of alignment."""
+    assert gemm.halvings(2.0 * n) == lost
+    free = timed(512.0, float(n), 4096.0, misaligned_cost=0.0)[0]
+    paid = timed(512.0, float(n), 4096.0, misaligned_cost=0.5)[0]
+    assert paid >= free
+    if lost:
+        fixed = PRIORS["launch_clocks"] / float(DEVICE["clock_hz"])
+        assert (paid - fixed) / (free - fixed) == pytest.approx(1 + 0.5 * lost, rel=1e-9)
+    else:
+        assert paid == free
+
+
+def test_one_misaligned_row_streams() -> None:
+    assert timed(1.0, 4095.0, 4096.0, misaligned_cost=5.0) == timed(
+        1.0, 4095.0, 4096.0, misaligned_cost=0.05
+    )
+
+
 def test_quantisation_is_a_kernel_of_its_own() -> None:
     narrow = {"a_bytes": 1.0, "b_bytes": 1.0}
     plain, _ = timed(256.0, 1024.0, 1024.0, **narrow)
