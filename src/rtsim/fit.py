@@ -11,7 +11,7 @@ Coefficients that the rows do not pin down stay at their prior and are reported 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ Array = NDArray[np.float64]
 
 # A coefficient counts as pinned down when the rows shrink its prior spread to half or less.
 PINNED_SHRINKAGE = 0.5
+
+# A prior keeps this factor from the bounds, so that the fit can move both ways.
+_INSIDE = 1.02
 
 # Step of the numerical derivative, in prior deviations.
 DERIVATIVE_STEP = 0.02
@@ -123,6 +126,32 @@ def fit_coefficients(
         covariance=covariance_z * np.outer(spread, spread),
         pinned=shrinkage <= PINNED_SHRINKAGE,
         log_residuals=row_residuals(solution.x) * sigma,
+    )
+
+
+def centred(
+    coefficients: tuple[Coefficient, ...], base: Mapping[str, float] | None, share: float = 1.0
+) -> tuple[Coefficient, ...]:
+    """`coefficients` with priors at the values of `base`, where it has them, inside the bounds.
+
+    base: values from elsewhere: a joint fit of a family, the same stack on another GPU. share:
+    of the declared spread that remains about them.
+
+    >>> launch = Coefficient("launch_s", 1e-6, 0.5, 1e-7, 1e-5, "s", "start of a kernel")
+    >>> moved, = centred((launch,), {"launch_s": 3e-6}, 0.5)
+    >>> moved.prior, moved.spread
+    (3e-06, 0.25)
+    """
+    if not base:
+        return coefficients
+    return tuple(
+        c._replace(
+            prior=float(np.clip(base[c.name], _INSIDE * c.lower, c.upper / _INSIDE)),
+            spread=share * c.spread,
+        )
+        if c.name in base
+        else c
+        for c in coefficients
     )
 
 

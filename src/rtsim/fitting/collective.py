@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rtsim_kernels import collective
 
 from rtsim.device_facts import LinkFacts
-from rtsim.fit import Fit, fit_coefficients, select_rows
+from rtsim.fit import Fit, centred, fit_coefficients, select_rows
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
@@ -199,8 +199,16 @@ class CollectiveFit:
         return dict(zip(self.fit.names, self.fit.values.tolist(), strict=True))
 
 
-def fit_rows(groups: Sequence[tuple[Rows, Machine]]) -> CollectiveFit:
-    """Fit one set of coefficients to rows of one stack on one or more machines."""
+def fit_rows(
+    groups: Sequence[tuple[Rows, Machine]],
+    base: Mapping[str, float] | None = None,
+    base_spread: float = 1.0,
+) -> CollectiveFit:
+    """Fit one set of coefficients to rows of one stack on one or more machines.
+
+    base, base_spread: priors from elsewhere, see `fit.centred`.
+    """
+    declared = centred(collective.COLLECTIVE_COEFFICIENTS, base, base_spread)
     measured_s = np.concatenate([rows.measured_s for rows, _ in groups])
     own = any(rows.own_kernel.any() for rows, _ in groups)
     best: tuple[float, CollectiveFit] | None = None
@@ -219,7 +227,7 @@ def fit_rows(groups: Sequence[tuple[Rows, Machine]]) -> CollectiveFit:
         fit = fit_coefficients(
             seconds,
             measured_s,
-            collective.COLLECTIVE_COEFFICIENTS,
+            declared,
             row_sigma=np.hypot(ROW_SIGMA, CLOCK_SIGMA_S / measured_s),
         )
         cost = robust_cost(fit.log_residuals)
@@ -262,13 +270,13 @@ def cross_validated_sigma(
         for (rows, machine), f in zip(groups, fold, strict=True):
             left = rows.take(f == k)
             if len(left):
-                at = _as_decided(machine, fitted)
+                at = as_decided(machine, fitted)
                 p = predict(left, at, fitted.coefficients, fitted.direct_limit_bytes)
                 errors.append(np.log(p / left.measured_s))
     return float(np.quantile(np.abs(np.concatenate(errors)), 0.68))
 
 
-def _as_decided(machine: Machine, fitted: CollectiveFit) -> Machine:
+def as_decided(machine: Machine, fitted: CollectiveFit) -> Machine:
     """`machine` with the facts that a fit decided."""
     multicast = any(m.links.multicast for m in fitted.machines)
     linked = not any(m.links.link_domain == 1 < machine.links.link_domain for m in fitted.machines)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rtsim_kernels import memory_bound
 from rtsim_kernels.tables import Coefficient
 
-from rtsim.fit import Fit, fit_coefficients, select_rows
+from rtsim.fit import Fit, centred, fit_coefficients, select_rows
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
@@ -183,10 +183,18 @@ def coefficients_for(stack: str) -> tuple[Coefficient, ...]:
     )
 
 
-def fit_rows(groups: Sequence[tuple[Rows, Machine]], stack: str = "") -> Fit:
-    """Fit one set of coefficients to rows of one stack on one or more GPUs."""
+def fit_rows(
+    groups: Sequence[tuple[Rows, Machine]],
+    stack: str = "",
+    base: Mapping[str, float] | None = None,
+    base_spread: float = 1.0,
+) -> Fit:
+    """Fit one set of coefficients to rows of one stack on one or more GPUs.
+
+    base, base_spread: priors from elsewhere, see `fit.centred`.
+    """
     measured_s = np.concatenate([rows.measured_s for rows, _ in groups])
-    coefficients = coefficients_for(stack)
+    coefficients = centred(coefficients_for(stack), base, base_spread)
     names = tuple(c.name for c in coefficients)
 
     def seconds(values: Array) -> Array:
