@@ -11,19 +11,26 @@ GPU than its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import rtsim_kernels
 from numpy.typing import NDArray
 
 from rtsim.catalog import load_gpu
-from rtsim.device_facts import device_row, link_facts_of, threads_per_sm
-from rtsim.errors import NotSupported, RtsimError
-from rtsim.fitting import attention, collective, gemm, memory_bound
+from rtsim.device_facts import device_row
+from rtsim.errors import RtsimError
+from rtsim.fitting import attention, collective, gemm, memory_bound, resolve
 from rtsim.measurements import Columns
-from rtsim.profile import Profile, choose_profile, interval_half_width, load_profile
+from rtsim.profile import (
+    Profile,
+    choose_profile,
+    gemm_row,
+    interval_half_width,
+    load_profile,
+)
 from rtsim.row_times import RowTimes
 from rtsim.specs.gpu import GpuSpec
 
@@ -31,6 +38,7 @@ Array = NDArray[np.float64]
 Labels = NDArray[np.str_]
 
 _MIB = 2.0**20
+_ALL = np.ones(1)  # a kernel's time is all owed to one kind of operator
 # Upper limits of the size regimes; the last one has none. They say where errors are, no more.
 GEMM_ROWS_LIMITS = ((16, "m to 16"), (128, "m to 128"), (1024, "m to 1024"), (0, "m above 1024"))
 PREFILL_FLOP_LIMITS = ((1e9, "to 1 GFLOP"), (1e11, "to 100 GFLOP"), (0, "above 100 GFLOP"))
@@ -50,6 +58,23 @@ class Group:
     profile: Profile
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Size of each row and the regimes it can be in: (upper limit, label), smallest first.
+
+    >>> Sizes(np.array([3, 16, 17]), ((16, "small"), (0, "large"))).regimes().tolist()
+    ['small', 'small', 'large']
+    """
+
+    sizes: NDArray[Any]
+    limits: Sequence[tuple[float, str]]
+
+    def regimes(self) -> Labels:
+        """The first label whose limit a size does not exceed, else the last."""
+        names = np.array([name for _, name in self.limits])
+        return np.asarray(names[np.searchsorted([u for u, _ in self.limits[:-1]], self.sizes)])
+
+
 # (rows of a group) -> seconds of each, in their order.
 GroupSeconds = Callable[[Group], Array]
 
@@ -58,119 +83,113 @@ def predict_gemm(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
     """Times of matrix products; regimes by the rows m of a product."""
 
     def seconds(group: Group) -> Array:
-        dtype = group.key["dtype"]
+        rows = gemm.rows_of(columns, group.members)
+        _, copies = gemm.METHODS.get(group.key["stack"], gemm.IN_A_MODEL)
+        row = gemm_row(group.profile, group.gpu, group.key["dtype"], activation_copies=copies)
         device = device_row(group.gpu)
-        machine = gemm.machine_of(group.gpu, device, group.key["stack"], dtype)
-        if machine is None:
-            raise NotSupported(f"{group.gpu.name} states no rate for {dtype}")
-        coefficients = group.profile.section("gemm", *_formats(dtype))
-        return gemm.predict(gemm.rows_of(columns, group.members), machine, coefficients)
+        return np.asarray(
+            rtsim_kernels.compiled().gemm.gemm_many(
+                rows.m, rows.n, rows.k, rows.batch, rows.weight_copies, row[()], device[()]
+            )
+        )
 
-    regime = regimes(columns["m"], GEMM_ROWS_LIMITS)
     by = ("gpu", "stack", "dtype")
-    return _predict(columns, profile, "gemm", gemm.usable(columns), by, seconds, regime)
+    sizes = Sizes(columns["m"], GEMM_ROWS_LIMITS)
+    return _predict(columns, profile, "gemm", gemm.usable(columns), by, seconds, sizes)
 
 
 def predict_attention_prefill(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
-    """Times of fused prefill attention; regimes by the FLOPs of visible pairs (unmasked ones)."""
+    """Times of fused prefill attention; regimes by the FLOPs of pairs before the last token."""
     pairs = columns["query_tokens"] * (columns["context_tokens"] - columns["query_tokens"] / 2.0)
     window = columns["window_size"]
     pairs = np.where(window > 0, np.minimum(pairs, columns["query_tokens"] * window), pairs)
     flops = 4.0 * columns["batch"] * columns["num_heads"] * columns["head_dim"] * pairs
-    regime = regimes(flops, PREFILL_FLOP_LIMITS)
-    return _predict_attention(columns, profile, attention.PREFILL, regime)
+    return _predict_attention(
+        _with_kv_dtype(columns), profile, attention.PREFILL, Sizes(flops, PREFILL_FLOP_LIMITS)
+    )
 
 
 def predict_attention_decode(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
     """Times of fused decode attention; regimes by the bytes of visible keys and values."""
-    keys = np.where(
-        columns["window_size"] > 0,
-        np.minimum(columns["context_tokens"], columns["window_size"]),
-        columns["context_tokens"],
-    )
-    formats = np.where(columns["kv_dtype"] == "", columns["dtype"], columns["kv_dtype"])
-    names = sorted(set(formats.tolist()))
-    element = np.array([attention.BYTES.get(name, 2.0) for name in names])
-    element_bytes = element[np.searchsorted(names, formats)]
+    columns = _with_kv_dtype(columns)
+    window, context = columns["window_size"], columns["context_tokens"]
+    keys = np.where(window > 0, np.minimum(context, window), context)
     heads = columns["batch"] * columns["num_kv_heads"]
-    cached_bytes = 2.0 * heads * columns["head_dim"] * keys * element_bytes
+    elements = 2.0 * heads * columns["head_dim"] * keys
+    cached_bytes = elements * _looked_up(columns["kv_dtype"], attention.BYTES)
     return _predict_attention(
-        columns, profile, attention.DECODE, regimes(cached_bytes, DECODE_BYTE_LIMITS)
+        columns, profile, attention.DECODE, Sizes(cached_bytes, DECODE_BYTE_LIMITS)
     )
+
+
+def _with_kv_dtype(columns: Columns) -> Columns:
+    """An empty cache dtype stands for that of the queries."""
+    filled = np.where(columns["kv_dtype"] == "", columns["dtype"], columns["kv_dtype"])
+    return {**columns, "kv_dtype": filled}
 
 
 def _predict_attention(
-    columns: Columns, profile: str | None, kind: str, regime: Labels
+    columns: Columns, profile: str | None, kind: str, sizes: Sizes
 ) -> dict[str, RowTimes]:
     def seconds(group: Group) -> Array:
         rows = attention.rows_of(columns, group.members, kind, lambda _: group.gpu)
-        variants = (group.key["kv_dtype"], *_formats(group.key["dtype"]))
-        return attention.predict(rows, group.profile.section(kind, *variants))
+        return attention.predict(rows, resolve.coefficients(group.profile, kind, group.key))
 
-    # An empty cache dtype stands for that of the queries.
-    filled = np.where(columns["kv_dtype"] == "", columns["dtype"], columns["kv_dtype"])
-    columns = {**columns, "kv_dtype": filled}
     by = ("gpu", "stack", "dtype", "kv_dtype")
     reasons = attention.usable(columns)
-    return _predict(columns, profile, "attention", reasons, by, seconds, regime)
+    return _predict(columns, profile, kind, reasons, by, seconds, sizes)
 
 
 def predict_collective(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
     """Times of communication between GPUs; regimes by message size."""
 
     def seconds(group: Group) -> Array:
-        links = link_facts_of(group.gpu, group.key["topology"])
-        machine = collective.Machine(links, device_row(group.gpu))
+        machine, limit_bytes = resolve.collective_machine(
+            group.profile, group.gpu, group.key["topology"], group.key["implementation"]
+        )
         rows = collective.rows_of(columns, group.members)
-        variant = "tensor" if rows.own_kernel.any() else "nccl"
-        coefficients = group.profile.section("collective", variant, "nccl", "tensor")
-        limit_bytes = group.profile.traits.direct_all_reduce_bytes
+        coefficients = resolve.coefficients(group.profile, "collective", group.key)
         return collective.predict(rows, machine, coefficients, limit_bytes)
 
-    regime = regimes(columns["message_bytes"], MESSAGE_LIMITS)
     by = ("gpu", "stack", "topology", "implementation")
+    sizes = Sizes(columns["message_bytes"], MESSAGE_LIMITS)
     reasons = collective.usable(columns)
-    return _predict(columns, profile, "collective", reasons, by, seconds, regime)
+    return _predict(columns, profile, "collective", reasons, by, seconds, sizes)
 
 
 def predict_elementwise(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
     """Times of memory-bound operators; regimes by bytes of the result."""
 
     def seconds(group: Group) -> Array:
-        threads = threads_per_sm(group.gpu.compute_capability)
-        machine = memory_bound.Machine(device_row(group.gpu), threads)
         rows = memory_bound.rows_of(columns, group.members)
-        return memory_bound.predict(rows, machine, group.profile.section("memory_bound"))
+        coefficients = resolve.coefficients(group.profile, "memory_bound", group.key)
+        return memory_bound.predict(rows, resolve.memory_bound_machine(group.gpu), coefficients)
 
-    names = sorted(set(columns["dtype"].tolist()))
-    element = np.array([memory_bound.ELEMENT_BYTES.get(name, 2.0) for name in names])
-    result_bytes = columns["rows"] * columns["cols"] * element[
-        np.searchsorted(names, columns["dtype"])
-    ]  # fmt: skip
+    element_bytes = _looked_up(columns["dtype"], memory_bound.ELEMENT_BYTES)
+    sizes = Sizes(columns["rows"] * columns["cols"] * element_bytes, ELEMENTWISE_LIMITS)
     reasons = memory_bound.usable(columns)
-    return _predict(
-        columns, profile, "memory_bound", reasons, ("gpu", "stack"), seconds,
-        regimes(result_bytes, ELEMENTWISE_LIMITS),
-    )  # fmt: skip
+    by = ("gpu", "stack")
+    return _predict(columns, profile, "memory_bound", reasons, by, seconds, sizes)
 
 
-def _formats(dtype: str) -> tuple[str, ...]:
-    """Formats whose coefficients serve `dtype`: fp16 and bf16 run the same kernels."""
-    return (dtype, "bf16", "fp16") if dtype in ("bf16", "fp16") else (dtype,)
+def _looked_up(names: Labels, values: Mapping[str, float]) -> Array:
+    """The value of each name, NaN for one without."""
+    different, position = np.unique(names, return_inverse=True)
+    return np.array([values.get(name, np.nan) for name in different.tolist()])[position]
 
 
 def _predict(
     columns: Columns,
     profile: str | None,
-    error_group: str,
+    kind: str,
     reasons: Labels,
     by: Sequence[str],
     seconds: GroupSeconds,
-    regime: Labels,
+    sizes: Sizes,
 ) -> dict[str, RowTimes]:
     """Predict all rows without a skip reason, group by group of the columns `by`.
 
-    error_group: whose scatter in the profile makes the interval, one of `profile.GROUPS`.
+    kind: of the profile's sections.
     Raises UnknownName or DataError where `profile` is no profile.
     """
     chosen = None if profile is None else load_profile(profile)
@@ -186,21 +205,13 @@ def _predict(
         except RtsimError as error:
             skip[members] = str(error)
             continue
-        factor[members] = np.exp(_half_width(used, gpu, error_group))
+        sigma = resolve.sigma(used, gpu, kind, key)
+        factor[members] = np.exp(interval_half_width(_ALL, sigma * _ALL, used.sigma_row))
     times = RowTimes(
         measured_s, predicted_s, predicted_s / factor, predicted_s * factor,
-        skip.astype(np.str_), regime,
+        skip.astype(np.str_), sizes.regimes(), tuple(name for _, name in sizes.limits),
     )  # fmt: skip
     return {"time": times}
-
-
-def _half_width(profile: Profile, gpu: GpuSpec, error_group: str) -> float:
-    """Half-width of the 90 % interval in ln(seconds) of single kernels of a kind."""
-    variance = profile.sigma_seen[error_group] ** 2
-    if gpu.name != profile.gpu:
-        variance += profile.transfer_sigma[error_group] ** 2
-    one = np.ones(1)
-    return float(interval_half_width(one, np.sqrt(variance) * one, profile.sigma_row))
 
 
 def grouped(
@@ -219,13 +230,3 @@ def grouped(
     starts = np.flatnonzero(np.diff(code[order], prepend=-1))
     parts = [members[part] for part in np.split(order, starts[1:])]
     return [({name: str(columns[name][part[0]]) for name in by}, part) for part in parts]
-
-
-def regimes(sizes: NDArray[Any], limits: Sequence[tuple[float, str]]) -> Labels:
-    """A label for each size: the first whose limit it does not exceed, else the last.
-
-    >>> regimes(np.array([3, 16, 17]), ((16, "small"), (0, "large"))).tolist()
-    ['small', 'small', 'large']
-    """
-    names = np.array([name for _, name in limits])
-    return np.asarray(names[np.searchsorted([limit for limit, _ in limits[:-1]], sizes)])
