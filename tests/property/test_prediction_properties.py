@@ -21,7 +21,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pytest
+import rtsim_kernels
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rtsim_kernels import tables
@@ -519,3 +521,51 @@ def test_bare_times_are_those_of_the_prediction(
         result = made.predict(batch, prompt, output, compiled=compiled)
         assert result.ttft_s == pytest.approx(bare.ttft_s, rel=1e-12)
         assert result.e2e_latency_s == pytest.approx(bare.e2e_latency_s, rel=1e-12)
+
+
+# The grid of contexts ----------------------------------------------------------------------------
+
+GRID_ERROR = 2e-3  # of the sum over all steps, as generation.py states
+
+
+@few
+@given(st.integers(1, 3000), st.integers(2, 60), st.integers(1, 8))
+def test_steps_add_up_where_the_cache_decides(prompt: int, output: int, batch: int) -> None:
+    """Against every step by itself, on a stack whose decode time is nearly all cache traffic.
+
+    Where weights or the host decide, a wrong weight of a grid point would go unnoticed.
+    """
+    fused_no_host = profiles()[3]
+    made = System(cache_bound(), load_gpu("a100"), profile=fused_no_host)
+    kernels = rtsim_kernels.compiled()
+    run, operators, segments, machine = made._bind(kernels)
+    assert run is kernels.generation.generation_s
+    times = np.zeros((len(operators), 2))
+    n_sequences = 32.0 * batch
+    steps_s = sum(
+        kernels.step.step_s(
+            n_sequences, 1.0, float(context), False, False, operators, segments, machine, times
+        )
+        for context in range(prompt + 1, prompt + output)
+    )
+    made_s = made.times(int(n_sequences), prompt, output)
+    assert made_s.tpot_s * (output - 1) == pytest.approx(steps_s, rel=GRID_ERROR)
+
+
+def cache_bound() -> ModelSpec:
+    """Many heads on little else."""
+    return ModelSpec.from_mapping(
+        {
+            "name": "cache-bound",
+            "hidden_size": 64,
+            "vocab_size": 100,
+            "max_positions": 10_000,
+            "layers": [
+                {
+                    "count": 40,
+                    "attention": {"n_heads": 64, "head_dim": 128},
+                    "mlp": {"ffn_size": 64},
+                }
+            ],
+        }
+    )
