@@ -45,6 +45,12 @@ widths = st.integers(1, 70_000).map(float)
 batches = st.integers(1, 512).map(float)
 copies = st.sampled_from([1.0, 2.0, 5.5, 100.0, math.inf])
 problems = st.tuples(rows_of_m, widths, widths, st.one_of(st.just(1.0), batches))
+# Whole rows of 16 bytes in every format, 4-bit ones with their scales among them.
+ALIGNED = 256
+aligned_widths = st.integers(1, 280).map(lambda blocks: float(ALIGNED * blocks))
+aligned_problems = st.tuples(
+    rows_of_m, aligned_widths, aligned_widths, st.one_of(st.just(1.0), batches)
+)
 
 
 def timed(size: tuple[float, ...], n_copies: float, row: Any, device: Any) -> float:
@@ -58,19 +64,39 @@ def timed(size: tuple[float, ...], n_copies: float, row: Any, device: Any) -> fl
 
 
 @given(
-    problems, copies, gemm_rows(), devices, st.integers(0, 3), st.floats(1.0, 3.0),
-    st.integers(1, 3),
+    aligned_problems, copies, gemm_rows(), devices, st.integers(0, 3), st.integers(1, 200),
 )  # fmt: skip
 @settings(max_examples=300, deadline=None)
 def test_more_work_never_takes_less_time(
-    size: tuple[float, ...], n_copies: float, row: Any, device: Any, which: int, factor: float,
-    step: int,
-) -> None:  # fmt: skip
+    size: tuple[float, ...], n_copies: float, row: Any, device: Any, which: int, more: int
+) -> None:
     larger = list(size)
-    larger[which] = math.ceil(size[which] * factor) + step
-    assert timed(size, n_copies, row, device) <= timed(
-        tuple(larger), n_copies, row, device
-    ) * EXACT  # fmt: skip
+    larger[which] += more * (ALIGNED if which in (1, 2) else 1)
+    assert timed(size, n_copies, row, device) <= timed(tuple(larger), n_copies, row, device) * EXACT
+
+
+@given(
+    problems, copies, gemm_rows(), devices, st.integers(1, 2), st.integers(1, 200),
+)  # fmt: skip
+@settings(max_examples=200, deadline=None)
+def test_more_work_of_one_alignment_never_takes_less_time(
+    size: tuple[float, ...], n_copies: float, row: Any, device: Any, which: int, more: int
+) -> None:
+    # Steps of 256 elements keep the remainder modulo 16 bytes, whatever it is.
+    larger = list(size)
+    larger[which] += more * ALIGNED
+    assert timed(size, n_copies, row, device) <= timed(tuple(larger), n_copies, row, device) * EXACT
+
+
+@given(problems, copies, gemm_rows(), devices, st.integers(0, 3), st.integers(1, 1000))
+@settings(max_examples=200, deadline=None)
+def test_without_tensor_cores_every_size_counts_and_no_alignment(
+    size: tuple[float, ...], n_copies: float, row: Any, device: Any, which: int, more: int
+) -> None:
+    row["a_bytes"] = row["b_bytes"] = row["out_bytes"] = 4.0
+    larger = list(size)
+    larger[which] += more
+    assert timed(size, n_copies, row, device) <= timed(tuple(larger), n_copies, row, device) * EXACT
 
 
 @given(problems, gemm_rows(), devices, st.floats(1.0, 50.0), st.floats(1.0, 10.0))

@@ -84,7 +84,7 @@ def naive_s(m: float, n: float, k: float, batch: float, copies: float, g: Any, d
         tiles = up(m / tm, g.tile_round) * up(n / tn, g.tile_round) * batch * s
         waves = up(tiles / d.sm_count, g.wave_round)
         area = min(m, tm) * min(n, tn)
-        stored = g.store_cost * area * (g.out_bytes if s == 1.0 else 8.0)
+        stored = g.store_cost * area * (g.out_bytes if s == 1.0 else 4.0)
         loaded = (min(m, tm) * g.a_bytes + min(n, tn) * g.b_bytes) * step_k * steps
         flops = 2.0 * tm * tn * step_k * steps * (1.0 + gemm.EDGE / tm + gemm.EDGE / tn)
         busy = waves * flops / (g.compute_frac * peak / d.sm_count)

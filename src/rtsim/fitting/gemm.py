@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rtsim_kernels import gemm
 from rtsim_kernels.tables import Coefficient
 
-from rtsim.calibrate import Fit, fit_coefficients, select_rows
+from rtsim.fit import Fit, fit_coefficients, select_rows
 from rtsim.specs.dtype import WEIGHT_FORMATS, dtype_bytes
 from rtsim.specs.gpu import GpuSpec
 
@@ -147,7 +147,9 @@ def usable(columns: Columns) -> NDArray[np.str_]:
     sizes = np.stack([columns[name] for name in ("m", "n", "k", "batch")])
     mark(~(sizes > 0).all(axis=0), "a size is not above zero")
     # Tensor cores need whole 16-byte rows; fp32 on the ordinary cores does not.
+    # (Scales are stored apart: a whole byte and scales make byte-wide rows.)
     element = np.array([form.b_bytes if form else 1.0 for form in map(forms.get, dtypes.tolist())])
+    element = np.where(element >= 1.0, np.floor(element), element)
     ragged = (columns["n"] * element % FAST_PATH_BYTES != 0) | (
         columns["k"] * element % FAST_PATH_BYTES != 0
     )
@@ -171,7 +173,7 @@ def rows_of(columns: Columns, members: NDArray[np.intp]) -> Rows:
 
 
 def features(rows: Rows) -> Array:
-    """Coordinates for `calibrate.select_rows`: ranks of the sizes, in [0, 1].
+    """Coordinates for `fit.select_rows`: ranks of the sizes, in [0, 1].
 
     Ranks rather than logarithms: farthest-point choices then spread over the rows that there
     are, and not over the empty corners of the space.
@@ -245,16 +247,21 @@ def fit_rows(
     stack: str,
     dtype: str,
     base: Mapping[str, float] | None = None,
+    base_spread: float = 1.0,
 ) -> Fit:
     """Fit one set of coefficients to rows of one stack and dtype on one or more GPUs.
 
-    base: priors from elsewhere (a joint fit of a family, the same stack on another GPU).
+    base: priors from elsewhere (a joint fit of a family or of the stacks of one GPU).
+    base_spread: spread of ln(coefficient) about `base`, as a share of the declared spread.
     """
     measured_s = np.concatenate([rows.measured_s for rows, _ in groups])
     coefficients = coefficients_for(stack, dtype)
     if base:
         coefficients = tuple(
-            c._replace(prior=float(np.clip(base[c.name], 1.02 * c.lower, 0.98 * c.upper)))
+            c._replace(
+                prior=float(np.clip(base[c.name], 1.02 * c.lower, 0.98 * c.upper)),
+                spread=base_spread * c.spread,
+            )
             if c.name in base
             else c
             for c in coefficients
