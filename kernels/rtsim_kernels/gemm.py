@@ -329,10 +329,15 @@ def gemm_s(
         tn = TILE_N[at]
         tiles = round_up(m / tm, gemm.tile_round) * round_up(n / tn, gemm.tile_round) * batch
         step_flops = 2.0 * tm * tn * step_k * (1.0 + EDGE / tm + EDGE / tn)
-        # Every split does this much math and waits for the same DRAM traffic.
-        floor = max(tiles / sm_count * k_steps * step_flops * rates.flop_s, rates.dram_s)
+        # Every split does this much math, reads as much from the L2 and waits for the same DRAM.
+        math_s = tiles / sm_count * k_steps * step_flops * rates.flop_s
+        operand_bytes = (min(m, tm) * gemm.a_bytes + min(n, tn) * gemm.b_bytes) * k
+        l2_s = tiles * operand_bytes * rates.l2_byte_s
+        floor = math_s * math_s * math_s + l2_s * l2_s * l2_s
+        floor += rates.dram_s * rates.dram_s * rates.dram_s
         for split in SPLITS:
-            if floor + (gemm.split_s if split > 1.0 else 0.0) >= best:
+            left = best - gemm.split_s if split > 1.0 else best
+            if left <= 0.0 or floor >= left * left * left:
                 break
             total, body, memory = candidate_s(
                 math.ceil(k_steps / split), tiles * split, split, min(m, tm), min(n, tn),
