@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rtsim.calibrate import Calibration, calibrate
     from rtsim.catalog import load_gpu, load_model
     from rtsim.errors import (
         DataError,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 _HOME = {
     "predict": "predict",
     "validate": "validate",
+    "calibrate": "calibrate",
+    "Calibration": "calibrate",
     "ValidationReport": "validate",
     "Prediction": "prediction",
     "prediction_to_json": "report",
@@ -59,6 +62,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Calibration",
     "DataError",
     "DoesNotFit",
     "GpuSpec",
@@ -73,6 +77,7 @@ __all__ = [
     "ValidationReport",
     "WorkloadSpec",
     "__version__",
+    "calibrate",
     "load_gpu",
     "load_model",
     "predict",

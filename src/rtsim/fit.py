@@ -38,6 +38,7 @@ class Fit:
     covariance: of ln(value), shape (n, n), from the Gauss-Newton Hessian at the optimum.
     pinned: whether the rows, rather than the prior, set each value.
     log_residuals: ln(predicted / measured) of the fitted rows.
+    priors: the values without any row.
     """
 
     names: tuple[str, ...]
@@ -45,6 +46,7 @@ class Fit:
     covariance: Array
     pinned: NDArray[np.bool_]
     log_residuals: Array
+    priors: Array
 
 
 def fit_coefficients(
@@ -126,6 +128,7 @@ def fit_coefficients(
         covariance=covariance_z * np.outer(spread, spread),
         pinned=shrinkage <= PINNED_SHRINKAGE,
         log_residuals=row_residuals(solution.x) * sigma,
+        priors=prior,
     )
 
 

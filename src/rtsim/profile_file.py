@@ -7,10 +7,11 @@ never damages an older profile.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tomlkit
 from numpy.typing import NDArray
 from rtsim_kernels.tables import Coefficient
@@ -27,13 +28,32 @@ def rounded(value: float, digits: int = _DIGITS) -> float:
     return float(f"{value:.{digits}g}")
 
 
+@dataclass(frozen=True)
+class Uncertainty:
+    """How well a fit knows its coefficients: covariance of ln(value), and which are pinned down.
+
+    coefficients: "section.coefficient" of each row of the covariance.
+    """
+
+    label: str
+    coefficients: Sequence[str]
+    pinned: Sequence[bool]
+    covariance: NDArray[Any]
+
+
 def profile_toml(
-    profile: Profile, covariance: NDArray[Any], freedoms: Sequence[str], pinned: Sequence[bool]
+    profile: Profile,
+    covariance: NDArray[Any] | None = None,
+    freedoms: Sequence[str] = (),
+    pinned: Sequence[bool] = (),
+    *,
+    kernels: Sequence[Uncertainty] = (),
 ) -> str:
     """The text of a profile file.
 
     freedoms: "section.coefficient" of each row of `covariance`, which is that of ln(value);
-    pinned: whether the rows, rather than the prior, set it.
+    pinned: whether the rows, rather than the prior, set it. These are of the stack-level fit;
+    `kernels` are those of the kernel-level ones, each on its own.
     """
     document = tomlkit.document()
     document.add(tomlkit.comment("Fitted by rtsim; see [provenance]. Do not edit by hand."))
@@ -69,13 +89,22 @@ def profile_toml(
         for group in GROUPS:
             table[group] = rounded(sigmas[group], 3)
         error[name] = table
+    if profile.section_sigma:
+        sections = tomlkit.table()
+        for section, sigma in profile.section_sigma.items():
+            sections[section] = rounded(sigma, 3)
+        error["section"] = sections
     document["error"] = error
 
     uncertainty = tomlkit.table()
     uncertainty.add(tomlkit.comment("Covariance of ln(value) of the stack-level coefficients."))
     uncertainty["coefficients"] = list(freedoms)
     uncertainty["pinned"] = [bool(p) for p in pinned]
-    uncertainty["covariance"] = [[rounded(v, 3) for v in row] for row in covariance]
+    uncertainty["covariance"] = (
+        [] if covariance is None else [[rounded(v, 3) for v in row] for row in covariance]
+    )
+    for kernel in kernels:
+        uncertainty[kernel.label] = _kernel_uncertainty(kernel)
     document["uncertainty"] = uncertainty
 
     provenance = tomlkit.table()
@@ -83,6 +112,18 @@ def profile_toml(
         provenance[name] = value
     document["provenance"] = provenance
     return tomlkit.dumps(document)
+
+
+def _kernel_uncertainty(kernel: Uncertainty) -> Any:
+    """Compact, for speed: reading a profile parses it all."""
+    table = tomlkit.table()
+    table.add(tomlkit.comment("Covariance: lower triangle, row by row, in the order of names."))
+    table["coefficients"] = " ".join(kernel.coefficients)
+    known = zip(kernel.coefficients, kernel.pinned, strict=True)
+    table["not_pinned"] = " ".join(name for name, pinned in known if not pinned)
+    lower = kernel.covariance[np.tril_indices(len(kernel.covariance))]
+    table["covariance"] = " ".join(f"{rounded(v, 2):g}" for v in lower.tolist())
+    return table
 
 
 def _coefficients(declared: tuple[Coefficient, ...], values: Any) -> Any:

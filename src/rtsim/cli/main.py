@@ -24,6 +24,7 @@ COMMANDS = {
     "list": ("list_names", "Names of the models, GPUs and profiles that are known."),
     "show": ("show", "What is known about a model, a GPU or a profile."),
     "validate": ("validate", "Compare predictions with measurement tables."),
+    "calibrate": ("calibrate", "Fit a profile to your own measurement tables."),
     "check-data": ("check_data", "Check the packaged data files."),
     "warmup": ("warmup", "Compile the kernels, once, ahead of use."),
 }

@@ -95,6 +95,14 @@ def configurations(columns: Columns) -> list[Configuration]:
     ]
 
 
+def shape_of(configuration: Configuration) -> tuple[float, ...]:
+    """(layers, hidden size, heads, tp) of a system: what a profile's `fitted_shapes` hold."""
+    model = configuration.model
+    heads = model.layers[0].attention.n_heads
+    sizes = (model.n_layers, model.hidden_size, heads, configuration.parallelism.tp)
+    return tuple(map(float, sizes))
+
+
 def choose_rows(configuration: Configuration, count: int) -> NDArray[np.intp]:
     """Positions of `count` rows that cover a configuration: prompt passes first.
 

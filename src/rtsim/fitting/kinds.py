@@ -77,14 +77,13 @@ class Block:
 class SectionFit:
     """A fitted section: coefficients, their uncertainty, and facts that the rows decided.
 
-    priors: what each coefficient would be without rows. traits: changes to `StackTraits`.
+    traits: changes to `StackTraits`. detail: the recipe's own result where it has one.
     """
 
     section: str
     fit: Fit
-    priors: Mapping[str, float]
     traits: Mapping[str, Any] = field(default_factory=dict)
-    detail: Any = None  # the recipe's own result where it has one
+    detail: Any = None
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -185,10 +184,10 @@ def fit_blocks(
     groups = [(block.rows, block.machine) for block in blocks]
     if first.kind == "gemm":
         fit = gemm.fit_rows(groups, first.stack, first.dtype, base, base_spread)
-        return SectionFit(first.section, fit, base or {})
+        return SectionFit(first.section, fit)
     if first.kind == "memory_bound":
         fit = memory_bound.fit_rows(groups, first.stack, base, base_spread)
-        return SectionFit(first.section, fit, base or {})
+        return SectionFit(first.section, fit)
     if first.kind == "collective":
         result = collective.fit_rows(groups, base, base_spread)
         switched = any(machine.links.multicast for machine in result.machines)
@@ -198,10 +197,10 @@ def fit_blocks(
                 "in_switch_reduction": switched,
                 "direct_all_reduce_bytes": result.direct_limit_bytes,
             }
-        return SectionFit(first.section, result.fit, base or {}, traits, result)
+        return SectionFit(first.section, result.fit, traits, result)
     rows = joined([block.rows for block in blocks])
     fit = attention.fit_rows(rows, **({"starts": 1} if quick else {}))
-    return SectionFit(first.section, fit, base or {})
+    return SectionFit(first.section, fit)
 
 
 def predict(block: Block, fitted: SectionFit) -> Array:
