@@ -32,6 +32,10 @@ COLLECTIVE_PIPELINE = 1  # send/recv between pipeline stages
 COLLECTIVE_LOGITS = 2  # all-gather of vocabulary-parallel logits
 
 
+# What a trait in words may be.
+TRAIT_VALUES = {"attention": ("fused", "unfused"), "logits": ("all", "last")}
+
+
 @dataclass(frozen=True)
 class StackTraits:
     """What a software stack runs for the same model.
@@ -54,6 +58,25 @@ class StackTraits:
     direct_all_reduce_bytes: float = 0.0
     in_switch_reduction: bool = False
     library_in_switch_reduction: bool = False
+
+
+@dataclass(frozen=True)
+class PlainForward:
+    """A bare forward pass of library modules: no cache, no sampling, every small kernel spelled out.
+
+    head: logits of every token; without it the pass ends with the last layer (encoders: their
+        classifier sees one token per sequence).
+    separate_qkv: queries, keys and values are products of their own.
+    head_copies: tensors of all heads that are copied between token and head layout.
+    score_kernels: kernels over the score matrix, as `memory_bound.OPERATORS` names them.
+    activation_kernels: kernels of the MLP activation; empty: the one of the model.
+    """
+
+    head: bool = True
+    separate_qkv: bool = False
+    head_copies: int = 4
+    score_kernels: tuple[str, ...] = ("softmax",)
+    activation_kernels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,10 +154,12 @@ def lower(
     traits: StackTraits,
     element_bytes: float,
     gpus_per_node: int,
+    plain: PlainForward | None = None,
 ) -> OperatorTable:
     """Operator table of `model` on one GPU of a (tp, pp) group.
 
     element_bytes: of activations (2 for bf16). gpus_per_node: ranks of a group that share a node.
+    plain: a bare forward pass instead of the step of a serving stack.
     Raises SpecError where the model cannot be split.
     """
     tp = parallelism.tp
@@ -156,7 +181,7 @@ def lower(
 
     for group in model.layers:
         first = len(build.rows)
-        _layer(build, model, group, traits, tp, per_node)
+        _layer(build, model, group, traits, plain, tp, per_node)
         build.segment(first, group.count, is_layer=True)
 
     if parallelism.pp > 1:
@@ -168,13 +193,14 @@ def lower(
         build.segment(first, parallelism.pp - 1, is_layer=False)
 
     first = len(build.rows)
-    _head(build, model, traits, tp, per_node)
+    if plain is None or plain.head:
+        _head(build, model, traits, plain, tp, per_node)
     build.segment(first, 1, is_layer=False)
     return build.table()
 
 
-def _layer(build: _Builder, model: ModelSpec, group: LayerGroup, traits: StackTraits, tp: int,
-           per_node: int) -> None:  # fmt: skip
+def _layer(build: _Builder, model: ModelSpec, group: LayerGroup, traits: StackTraits,
+           plain: PlainForward | None, tp: int, per_node: int) -> None:  # fmt: skip
     hidden = model.hidden_size
 
     def join(name: str, has_bias: bool) -> None:
@@ -187,21 +213,26 @@ def _layer(build: _Builder, model: ModelSpec, group: LayerGroup, traits: StackTr
             build.elementwise(f"{name} residual", "add", hidden)
 
     build.elementwise("attention norm", group.norm, hidden, adds_residual=traits.fused_norm)
-    _attention(build, model, group, traits, tp)
+    _attention(build, model, group, traits, plain, tp)
     if not group.parallel:
         join("attention", group.attention.out_bias)
         build.elementwise("MLP norm", group.norm, hidden, adds_residual=traits.fused_norm)
-    _mlp(build, model, group, tp)
+    _mlp(build, model, group, plain, tp)
     join("MLP", group.mlp.bias)
 
 
 def _attention(build: _Builder, model: ModelSpec, group: LayerGroup, traits: StackTraits,
-               tp: int) -> None:  # fmt: skip
+               plain: PlainForward | None, tp: int) -> None:  # fmt: skip
     attention = group.attention
     heads = attention.n_heads / tp
     kv_heads = max(1.0, attention.n_kv_heads / tp)  # replicated when there are fewer than ranks
     head_dim = attention.head_dim
-    build.gemm("QKV projection", (heads + 2 * kv_heads) * head_dim, model.hidden_size)
+    if plain is not None and plain.separate_qkv:
+        build.gemm("query projection", heads * head_dim, model.hidden_size)
+        build.gemm("key projection", kv_heads * head_dim, model.hidden_size)
+        build.gemm("value projection", kv_heads * head_dim, model.hidden_size)
+    else:
+        build.gemm("QKV projection", (heads + 2 * kv_heads) * head_dim, model.hidden_size)
     if traits.eager_copies and attention.qkv_bias:
         build.elementwise("QKV bias", "add_scalar", (heads + 2 * kv_heads) * head_dim)
     if attention.qk_norm:
@@ -209,7 +240,10 @@ def _attention(build: _Builder, model: ModelSpec, group: LayerGroup, traits: Sta
     if model.position == "rotary":
         rotated = attention.rotary_dim or head_dim
         build.elementwise("rotary", "rope", (heads + kv_heads) * rotated)
-    if traits.eager_copies:
+    if plain is not None:
+        build.elementwise("head layout", "copy", plain.head_copies * heads * head_dim,
+                          launches=plain.head_copies)  # fmt: skip
+    elif traits.eager_copies:
         build.elementwise("cache write", "copy", 2 * kv_heads * head_dim, launches=2)
     else:
         build.elementwise("cache write", "copy", 2 * kv_heads * head_dim)
@@ -217,31 +251,37 @@ def _attention(build: _Builder, model: ModelSpec, group: LayerGroup, traits: Sta
         sizes = {"n_heads": heads, "head_dim": head_dim, "v_head_dim": head_dim,
                  "row": GEMM_BATCHED}  # fmt: skip
         build.add("attention scores", tables.SCORES, **sizes)
-        build.elementwise("attention softmax", "softmax", 0, per_token=heads)
+        for work in ("softmax",) if plain is None else plain.score_kernels:
+            build.elementwise(f"attention {work}", work, 0, per_token=heads)
         build.add("attention values", tables.VALUES, **sizes)
     else:
         build.add("attention", tables.ATTENTION, n_heads=heads, n_kv_heads=kv_heads,
                   head_dim=head_dim, v_head_dim=head_dim, window=attention.window or 0,
                   causal=1.0)  # fmt: skip
-    if traits.eager_copies:
+    if traits.eager_copies and plain is None:
         build.elementwise("attention transpose", "copy", heads * head_dim)
     build.gemm("attention output projection", model.hidden_size, heads * head_dim)
 
 
-def _mlp(build: _Builder, model: ModelSpec, group: LayerGroup, tp: int) -> None:
+def _mlp(build: _Builder, model: ModelSpec, group: LayerGroup, plain: PlainForward | None,
+         tp: int) -> None:  # fmt: skip
     mlp = group.mlp
     ffn = float(-(-mlp.ffn_size // tp))  # padded where it does not divide
     build.gemm("MLP up projection", (2 if mlp.gated else 1) * ffn, model.hidden_size)
     activation = {"silu": "silu", "relu": "relu", "relu2": "relu"}.get(mlp.activation, "gelu")
     if mlp.gated:
         activation = "silu_and_mul" if mlp.activation == "silu" else "gelu_and_mul"
-    build.elementwise("MLP activation", activation, ffn)
+    if plain is not None and plain.activation_kernels:
+        for i, work in enumerate(plain.activation_kernels):
+            build.elementwise(f"MLP activation {i + 1}", work, ffn)
+    else:
+        build.elementwise("MLP activation", activation, ffn)
     build.gemm("MLP down projection", model.hidden_size, ffn)
 
 
-def _head(build: _Builder, model: ModelSpec, traits: StackTraits, tp: int,
-          per_node: int) -> None:  # fmt: skip
-    every = traits.logits == "all"
+def _head(build: _Builder, model: ModelSpec, traits: StackTraits, plain: PlainForward | None,
+          tp: int, per_node: int) -> None:  # fmt: skip
+    every = traits.logits == "all" or plain is not None
     per_token, per_sequence = (1.0, 0.0) if every else (0.0, 1.0)
     sizes = {"per_token": per_token, "per_sequence": per_sequence}
     if model.final_norm:
@@ -256,6 +296,8 @@ def _head(build: _Builder, model: ModelSpec, traits: StackTraits, tp: int,
     }
     build.communicate("logits all-gather", collective.ALL_GATHER, COLLECTIVE_LOGITS, tp, per_node,
                       **gathered)  # fmt: skip
+    if plain is not None:
+        return
     # Logits of the last token: to fp32, scaled, softmax, a draw.
     build.elementwise("sampling", "softmax", model.vocab_size, launches=4, per_token=0.0,
                       per_sequence=1.0)  # fmt: skip

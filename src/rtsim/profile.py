@@ -30,7 +30,7 @@ from rtsim.device_facts import (
     threads_per_sm,
 )
 from rtsim.errors import DataError, NotSupported, UnknownName
-from rtsim.operators import StackTraits
+from rtsim.operators import TRAIT_VALUES, StackTraits
 from rtsim.specs.dtype import WeightFormat, dtype_bytes, operand_format, similar_formats
 from rtsim.specs.gpu import GpuSpec
 
@@ -154,35 +154,109 @@ def _parse(text: str, file: str) -> Profile:
         section = data.get(kind)
         if section is None:
             continue
-        known = {c.name: c for c in declared}
-        variants = section if any(isinstance(v, dict) for v in section.values()) else {"": section}
-        for variant, values in variants.items():
+        has_variants = isinstance(section, dict) and any(
+            isinstance(value, dict) for value in section.values()
+        )
+        for variant, values in (section if has_variants else {"": section}).items():
             name = f"{kind}.{variant}" if variant else kind
-            for key, value in values.items():
-                if key not in known:
-                    raise DataError(file, f"[{name}] has no coefficient {key!r}")
-                if not isinstance(value, int | float) or not 0 <= value < math.inf:
-                    raise DataError(file, f"[{name}] {key} = {value!r}: must be a number >= 0")
-            coefficients[name] = {key: float(value) for key, value in values.items()}
+            coefficients[name] = _read_section(values, name, declared, file)
     try:
-        scatter = data["error"]
+        stack, scatter = data["stack"], data["error"]
         return Profile(
-            name=data["name"],
-            stack=data["stack"]["name"],
-            gpu=data.get("gpu", ""),
-            architecture=data["architecture"],
-            traits=StackTraits(**{k: v for k, v in data["stack"].items() if k != "name"}),
+            name=_text(data["name"], "name", file),
+            stack=_text(stack["name"], "[stack] name", file),
+            gpu=_text(data.get("gpu", ""), "gpu", file),
+            architecture=_text(data["architecture"], "architecture", file),
+            traits=_read_traits(stack, file),
             coefficients=coefficients,
-            sigma_seen=scatter["seen"],
-            sigma_unseen=scatter["unseen"],
-            sigma_row=scatter["row"],
-            transfer_sigma=scatter["transfer"],
-            fitted_shapes=tuple(tuple(shape) for shape in data.get("fitted_shapes", ())),
+            sigma_seen=_read_sigmas(scatter["seen"], "[error.seen]", file),
+            sigma_unseen=_read_sigmas(scatter["unseen"], "[error.unseen]", file),
+            sigma_row=_number(scatter["row"], "[error] row", file),
+            transfer_sigma=_read_sigmas(scatter["transfer"], "[error.transfer]", file),
+            fitted_shapes=_read_shapes(data.get("fitted_shapes", ()), file),
             provenance=data["provenance"],
-            section_sigma=scatter.get("section", {}),
+            section_sigma={
+                name: _number(value, f"[error.section] {name}", file)
+                for name, value in scatter.get("section", {}).items()
+            },
         )
     except (KeyError, TypeError) as problem:
         raise DataError(file, f"not a profile: {problem}") from None
+
+
+# Bounds are those of the fit; a file rounds its values to five digits.
+_ROUNDING_FRAC = 1e-3
+
+
+def _read_section(
+    values: Any, name: str, declared: tuple[tables.Coefficient, ...], file: str
+) -> dict[str, float]:
+    """Coefficients of one section, each known and within its declared bounds."""
+    known = {c.name: c for c in declared}
+    if not isinstance(values, dict):
+        raise DataError(file, f"[{name}] = {values!r}: must be a table of coefficients")
+    read = {}
+    for key, value in values.items():
+        if key not in known:
+            raise DataError(file, f"[{name}] has no coefficient {key!r}")
+        lower = known[key].lower * (1.0 - _ROUNDING_FRAC)
+        upper = known[key].upper * (1.0 + _ROUNDING_FRAC)
+        read[key] = _number(value, f"[{name}] {key}", file, lower, upper)
+    return read
+
+
+_SHAPE_SIZES = 4  # layers, hidden size, heads, tp
+
+
+def _read_shapes(shapes: Any, file: str) -> tuple[tuple[float, ...], ...]:
+    for shape in shapes:
+        if len(shape) != _SHAPE_SIZES:
+            raise DataError(file, f"fitted_shapes: {shape!r} must have {_SHAPE_SIZES} sizes")
+    return tuple(
+        tuple(_number(size, "fitted_shapes", file, lower=1.0) for size in shape) for shape in shapes
+    )
+
+
+def _read_traits(stack: Mapping[str, Any], file: str) -> StackTraits:
+    """Traits of the kinds that `StackTraits` declares."""
+    defaults = vars(StackTraits())
+    for name, value in stack.items():
+        if name == "name":
+            continue
+        if name not in defaults:
+            raise DataError(file, f"not a profile: [stack] has no trait {name!r}")
+        default = defaults[name]
+        allowed = TRAIT_VALUES.get(name)
+        if allowed is not None and value not in allowed:
+            raise DataError(file, f"[stack] {name} = {value!r}: must be {' or '.join(allowed)}")
+        if isinstance(default, bool) and not isinstance(value, bool):
+            raise DataError(file, f"[stack] {name} = {value!r}: must be true or false")
+        if isinstance(default, float):
+            _number(value, f"[stack] {name}", file)
+    return StackTraits(**{name: value for name, value in stack.items() if name != "name"})
+
+
+def _read_sigmas(sigmas: Any, name: str, file: str) -> dict[str, float]:
+    """A deviation for every group."""
+    missing = [group for group in GROUPS if group not in sigmas]
+    if missing:
+        raise DataError(file, f"{name} lacks {missing[0]}")
+    return {group: _number(value, f"{name} {group}", file) for group, value in sigmas.items()}
+
+
+def _number(value: Any, name: str, file: str, lower: float = 0.0, upper: float = math.inf) -> float:
+    """A finite number within bounds."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not lower <= value <= upper or not math.isfinite(value):
+        bounds = f"of at least {lower:g}" if upper == math.inf else f"from {lower:g} to {upper:g}"
+        raise DataError(file, f"{name} = {value!r}: must be a number {bounds}")
+    return float(value)
+
+
+def _text(value: Any, name: str, file: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(file, f"{name} = {value!r}: must be text")
+    return value
 
 
 # Profile choice ------------------------------------------------------------------------------
