@@ -59,7 +59,7 @@ MOST_KERNEL_ROWS = 64  # per kind of operator
 
 # Measured, GPT-3 175B on 8 A100-80GB, fp16, batch 1 (helm-efficiency, openai_davinci):
 # prompt, output, seconds, largest relative error allowed.
-HEADLINE = ((512, 1, 0.179, 0.05), (512, 64, 5.326, 0.015), (1024, 32, 2.843, 0.015))
+HEADLINE = ((512, 1, 0.179, 0.06), (512, 64, 5.326, 0.015), (1024, 32, 2.843, 0.015))
 
 
 def recipe() -> ModuleType:
