@@ -111,7 +111,7 @@ def fitted_rows(name: str) -> list[Configuration]:
 
 
 def every_table() -> list[Table]:
-    return [read_table(path) for path in sorted((CALIBRATION / "tables").iterdir())]
+    return [read_table(path) for path in sorted((CALIBRATION / "tables").rglob("*.csv*"))]
 
 
 def mean_error(measured_s: np.ndarray, predicted_s: np.ndarray, rows: np.ndarray) -> float:
