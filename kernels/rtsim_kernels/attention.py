@@ -47,8 +47,15 @@ that stacks fall back to for head sizes they lack (generic Triton kernels, up to
 Sources: FlashAttention-2 (Dao 2023, arXiv:2307.08691), FlashAttention-3 (Shah et al. 2024,
 arXiv:2407.08608), Flash-Decoding (Dao et al. 2023), FlashInfer (Ye et al. 2025, arXiv:2501.01005).
 Constants and priors: aiconfigurator tables of vLLM, TensorRT-LLM and SGLang on A100, H100, B200
-and L40S, head sizes 64 to 256. Error on unseen rows, 64 fitted per GPU, stack and format: prefill
-about 10 % (median row 6 %), decode about 11 % (median 7 %); a GPU left out: see the fit recipe.
+and L40S, head sizes 64 to 256; they were set on the tables as a whole.
+
+Known error on rows outside the fit, 64 fitted per GPU, stack and format, own kernels of the newest
+stack version (mean absolute, mean over sets; median row in brackets): prefill 9.7 % (6.6 %): A100
+6, B200 and H100 10, L40S 11; decode 11.7 % (7.8 %): B200 9, A100 11, H100 13, L40S 14. A GPU left
+out of a joint fit of its stack: prefill 21 % in bf16 (A100 15, H100 16, B200 17, L40S 35), decode
+31 %: stacks run different kernels on different generations, which a datasheet does not tell. Worst:
+decode of TensorRT-LLM on Hopper and Ada (15 to 19 %), FlashInfer splitting short prefills on L40S,
+head size 192 of SGLang on H100.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ in fp8 where the queries are fp8, and where only the cache is but the GPU is Hop
 stacks quantise the queries there.
 
 One set of coefficients serves one stack and format (query dtype, cache dtype), on one GPU or
-fitted jointly over several. Left out of it are fallback kernels (generic Triton ones), which
-stacks use for head sizes that their own kernels lack, and which are up to twenty times slower.
+fitted jointly over several. Left out of it are fallback kernels (generic Triton ones, FlashInfer
+within TensorRT-LLM), which stacks use for head sizes and windows that their own kernels lack, and
+which are up to twenty times slower.
 
 Split: `choose_rows` takes the fitted rows from sizes alone: clusters of the shapes, one row at
 the centre of each, so that the rows stand for the table. All others are unseen.
@@ -42,8 +43,9 @@ COEFFICIENTS = {
 }
 ROW_DTYPES = {PREFILL: attention.ATTENTION_PREFILL, DECODE: attention.ATTENTION_DECODE}
 
-# Scatter that the model is not expected to explain: kernel choice moves single shapes by 10 %.
-ROW_SIGMA = 0.08
+# Error from which a row counts by its distance rather than its square: repeats scatter less, but
+# kernel choice moves single shapes by 10 % and more.
+ROW_SIGMA = 0.05
 
 # Values of discrete facts, the usual one first.
 CANDIDATES: dict[str, dict[str, tuple[float, ...]]] = {
@@ -60,7 +62,7 @@ START_SPREAD = 0.7  # prior deviations by which further starts are moved
 DERIVATIVE_STEPS = (0.3, 0.1, 0.02)
 
 LARGEST_HEAD = 256
-FALLBACK_KERNELS = ("triton",)
+FALLBACK_KERNELS = ("triton", "torch_flow_flashinfer")
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "fp8_static": 1.0}
 ARRIVING_BYTES = 2.0  # queries arrive, and outputs leave, in 16 bits also where the math is fp8
 FP8_MATH_OF_CACHE = "9.0"  # compute capability from which an fp8 cache means fp8 products
