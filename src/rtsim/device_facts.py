@@ -40,6 +40,34 @@ def device_row(gpu: GpuSpec) -> NDArray[np.void]:
     )
 
 
+# Board watts per fp32 FLOP/s, by compute capability, of full-power boards: datasheet power over
+# datasheet rate of P40, V100-PCIe, A100-PCIe, A40 and L40S. A board of the same generation with
+# less power than its rate needs lowers its clock (T4: half the rated clock in long products).
+# Crude: the voltage falls with the clock, and short products run before the clock does.
+_V100_JOULES = 250.0 / 14.0e12  # Turing is made in the same process
+_JOULES_PER_FP32_FLOP = {
+    "6.0": 250.0 / 11.8e12,
+    "6.1": 250.0 / 11.8e12,
+    "7.0": _V100_JOULES,
+    "7.5": _V100_JOULES,
+    "8.0": 250.0 / 19.5e12,
+    "8.6": 300.0 / 37.4e12,
+    "8.9": 350.0 / 91.6e12,
+}
+
+
+def sustained_flops_per_s(gpu: GpuSpec, dtype: str, peak_flops_per_s: float) -> float:
+    """`peak_flops_per_s`, or less where the power of the board does not carry it for long.
+
+    Only for fp32 on the ordinary cores, where measurements show it; no limit where the power or
+    the generation is not known.
+    """
+    joules = _JOULES_PER_FP32_FLOP.get(gpu.compute_capability)
+    if dtype != "fp32" or joules is None or gpu.power_w is None:
+        return peak_flops_per_s
+    return min(peak_flops_per_s, gpu.power_w / joules)
+
+
 # Compute capability from which stacks also quantise the queries where the cache is in fp8.
 _FP8_MATH_OF_CACHE = (9, 0)
 

@@ -62,7 +62,7 @@ class StackTraits:
 
 @dataclass(frozen=True)
 class PlainForward:
-    """A bare forward pass of library modules: no cache, no sampling, every small kernel spelled out.
+    """A bare forward pass of library modules: no cache, no sampling, small kernels spelled out.
 
     head: logits of every token; without it the pass ends with the last layer (encoders: their
         classifier sees one token per sequence).

@@ -27,6 +27,7 @@ from rtsim.device_facts import (
     device_row,
     link_facts_of,
     record,
+    sustained_flops_per_s,
     threads_per_sm,
 )
 from rtsim.errors import DataError, NotSupported, UnknownName
@@ -415,6 +416,7 @@ def gemm_row(
     if operands is None:
         raise NotSupported(f"matrix products in {form} are not modelled")
     peak = peak_for(gpu, operands.math_dtype, notes if notes is not None else [])
+    peak = sustained_flops_per_s(gpu, operands.math_dtype, peak)
     if operands.quantize_bytes and gpu.peak_flops_per_s(operands.math_dtype) is None:
         operands = replace(operands, a_bytes=dtype_bytes(dtype), quantize_bytes=0.0)
     return record(

@@ -42,6 +42,7 @@ _PREDICTORS: dict[str, str] = {
     "attention_decode": "rtsim.fitting.kernel_rows:predict_attention_decode",
     "collective": "rtsim.fitting.kernel_rows:predict_collective",
     "elementwise": "rtsim.fitting.kernel_rows:predict_elementwise",
+    "network_inference": "rtsim.fitting.network_rows:predict_rows",
 }
 
 

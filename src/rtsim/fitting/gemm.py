@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rtsim_kernels import gemm
 from rtsim_kernels.tables import Coefficient
 
+from rtsim.device_facts import sustained_flops_per_s
 from rtsim.fit import Fit, fit_coefficients, select_rows
 from rtsim.specs.dtype import WEIGHT_FORMATS, dtype_bytes
 from rtsim.specs.gpu import GpuSpec
@@ -123,7 +124,7 @@ def machine_of(gpu: GpuSpec, device: Any, stack: str, dtype: str) -> Machine | N
     if form is None or peak is None:
         return None
     facts = {
-        "peak_flops_per_s": float(peak),
+        "peak_flops_per_s": sustained_flops_per_s(gpu, form.math_dtype, float(peak)),
         "a_bytes": form.a_bytes,
         "b_bytes": form.b_bytes,
         "out_bytes": form.out_bytes,
