@@ -276,7 +276,7 @@ def bound_s(block: Block) -> Array:
         share = (r.ranks - 1.0) / r.ranks
         within = r.message_bytes * share / rate
         return np.asarray(np.maximum(within, _SHORTEST_KERNEL_S))
-    flops, moved, peak = _work(block)
+    flops, moved, peak = work_of(block)
     loaded = moved / (_SM_BYTES_PER_CLOCK * gpu.sm_count * gpu.clock_hz)
     missing = np.maximum(moved - gpu.l2_bytes, 0.0) / gpu.hbm_bytes_per_s
     return np.asarray(
@@ -284,7 +284,7 @@ def bound_s(block: Block) -> Array:
     )
 
 
-def _work(block: Block) -> tuple[Array, Array, Any]:
+def work_of(block: Block) -> tuple[Array, Array, Any]:
     """FLOPs, compulsory bytes and peak rate of each row."""
     r = block.rows
     if block.kind == "gemm":
