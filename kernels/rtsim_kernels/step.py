@@ -67,7 +67,7 @@ HOST = tables.coefficient_dtype(HOST_COEFFICIENTS)
 # Weights of a model are read once per step: the whole model passes between two uses, so they are
 # cold; this many copies in rotation says so to the GEMM model.
 COLD = 1e9
-# Operands of a batched attention GEMM were written by the kernel before.
+# Operands of a batched attention GEMM that were written by the kernel before.
 WARM = 1.0
 
 
@@ -100,21 +100,26 @@ def operator_s(
     units = o.per_token * n_sequences * new_tokens + o.per_sequence * n_sequences
     if kind == tables.GEMM:
         return gemm_s(units, o.n, o.k, 1.0, COLD, machine.gemm[o.row], device)
+    # The keys and values of earlier tokens come from the cache in memory, new ones are warm.
+    copies = WARM
+    if new_tokens < context:
+        copies = COLD
     if kind == tables.SCORES:
         batch = n_sequences * o.n_heads
-        return gemm_s(new_tokens, context, o.head_dim, batch, WARM, machine.gemm[o.row], device)
+        return gemm_s(new_tokens, context, o.head_dim, batch, copies, machine.gemm[o.row], device)
     if kind == tables.VALUES:
         batch = n_sequences * o.n_heads
-        return gemm_s(new_tokens, o.v_head_dim, context, batch, WARM, machine.gemm[o.row], device)
+        return gemm_s(new_tokens, o.v_head_dim, context, batch, copies, machine.gemm[o.row], device)
     if kind == tables.ATTENTION:
         if new_tokens == 1.0:
             return attention_decode_s(
                 n_sequences, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window,
                 machine.decode, device, o.v_head_dim, 0.0,
             )  # fmt: skip
+        warm_frac = 1.0 if new_tokens == context else 0.0  # all keys are new, or most are cached
         return attention_prefill_s(
             n_sequences, new_tokens, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window,
-            o.causal, machine.prefill, device, o.v_head_dim,
+            o.causal, machine.prefill, device, o.v_head_dim, warm_frac,
         )  # fmt: skip
     if kind == tables.MEMORY_BOUND:
         width = o.width

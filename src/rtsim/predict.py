@@ -384,9 +384,10 @@ class System:
 
 
 def _mean_window(input_len: int, steps: int, window: float) -> float:
-    """Mean over the decode steps of the keys seen through a window."""
-    contexts = np.arange(input_len + 1, input_len + steps + 1)
-    return float(np.minimum(contexts, window).mean())
+    """Mean of min(context, window) over the contexts input_len + 1 .. input_len + steps."""
+    rising = min(steps, max(0, math.ceil(window) - 1 - input_len))  # contexts below the window
+    total = rising * (input_len + (rising + 1) / 2) + (steps - rising) * window
+    return total / steps
 
 
 def _gpus_joined(gpu: GpuSpec) -> int:

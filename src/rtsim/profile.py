@@ -150,6 +150,8 @@ def _parse(text: str, file: str) -> Profile:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise DataError(file, f"not valid TOML: {error}") from None
+    except RecursionError:
+        raise DataError(file, "not valid TOML: nested too deeply") from None
     coefficients: dict[str, dict[str, float]] = {}
     for kind, declared in DECLARED.items():
         section = data.get(kind)
