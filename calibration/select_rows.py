@@ -11,17 +11,23 @@ Rows are chosen by their sizes alone, before anything is fitted:
 * gemm_a100.csv: 64 rows of fp16 products timed inside whole layers, farthest-point design over
   the logarithms of m, n, k among aligned products of at least 5 us (the source has a resolution
   of 1 us).
+* kernels/<kind>_<gpu>_<stack>.csv: kernels of software stacks, at most 64 rows per section of a
+  profile (operator kind and number format), of the newest version of the stack that has it, by
+  the design of the kind's recipe (`fitting.kinds.choose`). All other rows are unseen.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from rtsim.catalog import load_gpu
 from rtsim.fit import select_rows
 from rtsim.fitting import collective as collective_rows
+from rtsim.fitting import kinds
 from rtsim.fitting.generation import choose_rows, configurations
 from rtsim.measurements import Table, read_table, write_table
 
@@ -30,6 +36,18 @@ GENERATION_ROWS = {"a100": 10, "v100": 15}
 GEMM_ROWS = 64
 COLLECTIVE_ROWS = 64
 SHORTEST_US = 5.0
+KERNEL_ROWS = 64  # per section, GPU and stack
+
+# Stacks as tables name them -> in the names of our tables and profiles.
+STACKS = {
+    "vllm": "vllm", "trtllm": "trtllm", "sglang": "sglang", "nccl": "nccl",
+    "sarathi-serve/pytorch": "sarathi-serve", "pytorch-nccl": "sarathi-serve",
+    "pytorch": "pytorch",
+}  # fmt: skip
+# One method of timing per stack: LLMCompass times PyTorch from the host, NeuSight by events.
+LEFT_OUT_SOURCES = ("PrincetonUniversity/LLMCompass",)
+# Columns that neither a fit nor its provenance needs.
+LEFT_OUT_COLUMNS = ("model", "tp", "op", "kernel")
 
 
 def write_chosen(name: str, table: Table, rows: np.ndarray) -> None:
@@ -39,8 +57,46 @@ def write_chosen(name: str, table: Table, rows: np.ndarray) -> None:
     print(f"{name}: {len(rows)} of {len(table)} rows")
 
 
+def version(text: str) -> tuple[int, ...]:
+    """For comparison: 1.3.0rc20 is newer than 1.3.0rc5."""
+    return tuple(int(digits) for digits in re.findall(r"[0-9]+", text))
+
+
+def choose_kernels(folder: Path) -> None:
+    """Write the tables of kernels, one per kind, GPU and stack."""
+    for kind, section_kind in kinds.SECTION_KINDS.items():
+        table = read_table(folder / f"{kind}.csv.gz")
+        columns = table.columns
+        fits = (kinds.usable(section_kind, columns) == "") & ~np.isin(
+            columns["source"], LEFT_OUT_SOURCES
+        )
+        of_stack = np.isin(columns["stack"], list(STACKS))
+        members = np.flatnonzero(fits & of_stack & ~table.repeated)
+        blocks = kinds.blocks_of(section_kind, columns, members, load_gpu)
+        sections: dict[tuple[str, str, str], list[kinds.Block]] = {}
+        for block in blocks:
+            newest = max(version(v) for v in columns["stack_version"][block.table_rows])
+            new = [version(v) == newest for v in columns["stack_version"][block.table_rows]]
+            stack = STACKS[str(columns["stack"][block.table_rows[0]])]
+            key = (block.gpu.name, stack, block.section)
+            sections.setdefault(key, []).append(block.take(np.array(new)))
+        files: dict[tuple[str, str], list[np.ndarray]] = {}
+        for (gpu, stack, _), found in sections.items():
+            rows = [b.table_rows for b in kinds.choose(found, KERNEL_ROWS)]
+            files.setdefault((gpu, stack), []).extend(rows)
+        kept = {
+            n: v for n, v in columns.items() if n not in LEFT_OUT_COLUMNS or kind == "elementwise"
+        }
+        for (gpu, stack), rows in sorted(files.items()):
+            name = f"kernels/{kind}_{gpu}_{stack}.csv"
+            write_chosen(
+                name, Table(name, kind, kept, table.lines, table.repeated), np.concatenate(rows)
+            )
+
+
 def main(folder: Path) -> None:
-    TABLES.mkdir(exist_ok=True)
+    (TABLES / "kernels").mkdir(parents=True, exist_ok=True)
+    choose_kernels(folder)
     generation = read_table(folder / "generation.csv")
     systems = configurations(generation.columns)
     for gpu, count in GENERATION_ROWS.items():
