@@ -40,6 +40,7 @@ NO_LIMIT_BYTES = 1e12
 DIRECT_LIMITS_BYTES = (8 * _MIB, NO_LIMIT_BYTES, *(2.0**k * _MIB for k in (-2, -1, 0, 1, 2, 4, 5)))
 
 LIBRARY_IMPLEMENTATIONS = ("nccl", "nccl-tests")
+_PAIR = 2.0  # GPUs of an NVLink bridge
 EAGER = "custom_eager"
 GRAPH = "custom_graph"
 IMPLEMENTATIONS = (*LIBRARY_IMPLEMENTATIONS, GRAPH, EAGER)
@@ -187,12 +188,15 @@ def predict(
 class CollectiveFit:
     """A fitted stack: coefficients, the facts that the rows decided, and the scatter.
 
-    machines: the machines of the fitted rows, with multicast and domain as decided.
+    machines: the machines of the fitted rows, with multicast and domain as decided. multicast:
+    whether in-switch reduction is used where there is any; linked: whether bridged pairs are.
     """
 
     fit: Fit
     machines: tuple[Machine, ...]
     direct_limit_bytes: float
+    multicast: bool
+    linked: bool
 
     @property
     def coefficients(self) -> dict[str, float]:
@@ -215,7 +219,7 @@ def fit_rows(
     for limit_bytes, multicast, linked in product(
         DIRECT_LIMITS_BYTES if own else (0.0,),
         (True, False) if any(m.links.multicast for _, m in groups) else (True,),
-        (True, False) if any(m.links.link_domain == 2 for _, m in groups) else (True,),
+        (True, False) if any(m.links.link_domain == _PAIR for _, m in groups) else (True,),
     ):
         machines = tuple(_decided(machine, multicast, linked) for _, machine in groups)
 
@@ -232,7 +236,7 @@ def fit_rows(
         )
         cost = robust_cost(fit.log_residuals)
         if best is None or cost < best[0] - FACT_MARGIN:
-            best = cost, CollectiveFit(fit, machines, limit_bytes)
+            best = cost, CollectiveFit(fit, machines, limit_bytes, multicast, linked)
     if best is None:
         raise ValueError("no rows to fit")
     return best[1]
@@ -250,7 +254,7 @@ def _decided(machine: Machine, multicast: bool, linked: bool) -> Machine:
     links = machine.links
     if not multicast:
         links = replace(links, multicast=0.0)
-    if not linked:  # a bridge that the traffic does not take
+    if not linked and links.link_domain == _PAIR:  # a bridge that the traffic does not take
         links = replace(links, link_domain=1.0)
     return replace(machine, links=links)
 
@@ -278,9 +282,7 @@ def cross_validated_sigma(
 
 def as_decided(machine: Machine, fitted: CollectiveFit) -> Machine:
     """`machine` with the facts that a fit decided."""
-    multicast = any(m.links.multicast for m in fitted.machines)
-    linked = not any(m.links.link_domain == 1 < machine.links.link_domain for m in fitted.machines)
-    return _decided(machine, multicast, linked)
+    return _decided(machine, fitted.multicast, fitted.linked)
 
 
 def by_machine(columns: Columns, members: Iterable[int]) -> dict[tuple[str, str], NDArray[np.intp]]:
