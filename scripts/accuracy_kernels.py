@@ -1,0 +1,553 @@
+"""Print how far predictions of single kernels and forward passes are from unseen measurements.
+
+    python scripts/accuracy_kernels.py [MEASUREMENTS_FOLDER] [--write]
+
+With a folder of measurement tables it judges the shipped profiles on every row outside their
+calibration tables, refits without each GPU in turn, and shows the error against the number of
+fitted rows. Without one it needs nothing but this repository: the same on the rows of
+`calibration/tables/kernels`, each predicted by a fit without it (four folds). --write puts the
+figures into docs/accuracy-kernels.md and docs/accuracy-kernels.json; without a folder it writes
+the part of the small tables only, which is what CI compares.
+
+Split: the rows in `calibration/tables/kernels` are fitted (`calibration/select_rows.py`: at most
+64 of each operator kind, number format, GPU and stack, chosen from sizes alone before any fit);
+all others are unseen. Errors are |predicted - measured| / measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+TABLES = ROOT / "calibration" / "tables" / "kernels"
+sys.path.insert(0, str(Path(__file__).parent))
+
+from accuracy import percent, put_into, table  # noqa: E402
+
+from rtsim.catalog import load_gpu  # noqa: E402
+from rtsim.errors import NotSupported  # noqa: E402
+from rtsim.fitting import kernel_rows, kinds  # noqa: E402
+from rtsim.measurements import Columns, read_table  # noqa: E402
+
+MARKDOWN = ROOT / "docs" / "accuracy-kernels.md"
+JSON = ROOT / "docs" / "accuracy-kernels.json"
+
+PREDICTORS = {
+    "gemm": kernel_rows.predict_gemm,
+    "attention_prefill": kernel_rows.predict_attention_prefill,
+    "attention_decode": kernel_rows.predict_attention_decode,
+    "elementwise": kernel_rows.predict_elementwise,
+    "collective": kernel_rows.predict_collective,
+}
+# One stack under two names: kernels and communication of the same layers.
+STACKS = {"sarathi-serve/pytorch": "sarathi-serve", "pytorch-nccl": "sarathi-serve"}
+OTHER_METHOD = ("PrincetonUniversity/LLMCompass",)  # timed from the host, in no fit
+FULL_16_BIT = ("bf16", "fp16")
+CURVE = (8, 16, 32, 64, 128)
+CURVE_STACKS = ("vllm", "nccl", "sarathi-serve")  # one stack per kind and GPU is enough to see it
+MOST_JUDGED = 3000  # rows of a section judged in refits: a fixed sample of a larger one
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows of one operator kind and number format on one GPU with one stack."""
+
+    kind: str  # of the table
+    gpu: str
+    stack: str
+    section: str  # of a profile: "gemm.fp8"
+    fitted: list[kinds.Block]
+    unseen: list[kinds.Block]
+
+    @property
+    def format(self) -> str:
+        return self.section.partition(".")[2] or "-"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Errors of some rows: ln(predicted / measured) by predictor."""
+
+    log_errors: Mapping[str, np.ndarray]
+    inside: np.ndarray  # of the 90 % interval; empty where there is none
+
+    def mape(self, predictor: str = "rtsim") -> float:
+        return float(np.abs(np.expm1(self.log_errors[predictor])).mean())
+
+    def figures(self) -> dict[str, Any]:
+        own = np.expm1(self.log_errors["rtsim"])
+        body = {
+            "rows": len(own),
+            "mape": float(np.abs(own).mean()),
+            "median_ape": float(np.median(np.abs(own))),
+            "bias": float(own.mean()),
+            "coverage_90": float(self.inside.mean()) if len(self.inside) else None,
+        }
+        others = (name for name in self.log_errors if name != "rtsim")
+        return {**body, **{f"{name}_mape": self.mape(name) for name in others}}
+
+
+# Rows --------------------------------------------------------------------------------------------
+
+
+def stack_of(name: str) -> str:
+    return STACKS.get(name, name)
+
+
+def fitted_tables(kind: str) -> list[Columns]:
+    """The calibration tables of a kind of table."""
+    return [read_table(path).columns for path in sorted(TABLES.glob(f"{kind}_*.csv"))]
+
+
+def row_keys(columns: Columns, names: Sequence[str]) -> list[tuple[Any, ...]]:
+    return list(zip(*(columns[name].tolist() for name in names), strict=True))
+
+
+def is_fitted(kind: str, columns: Columns) -> np.ndarray:
+    """Which rows of a large table are in the calibration tables."""
+    own = fitted_tables(kind)
+    # The small tables leave out labels; every size, the stack, its version and the time are in.
+    labels = ("model", "tp", "kernel") if kind == "elementwise" else ("model", "tp", "op", "kernel")
+    names = [name for name in columns if name not in labels]
+    used = {key for c in own for key in row_keys(c, names)}
+    return np.array([key in used for key in row_keys(columns, names)])
+
+
+def blocks(kind: str, columns: Columns, members: np.ndarray) -> list[kinds.Block]:
+    section_kind = kinds.SECTION_KINDS[kind]
+    usable = kinds.usable(section_kind, columns) == ""
+    known = ~np.isin(columns["source"], OTHER_METHOD)
+    members = members[(usable & known)[members]]
+    return kinds.blocks_of(section_kind, columns, members, load_gpu)
+
+
+def sections(kind: str, columns: Columns | None) -> list[Section]:
+    """The sections of a kind; without a large table (`columns`) nothing is unseen."""
+    found: dict[tuple[str, str, str], Section] = {}
+
+    def place(block: kinds.Block) -> Section:
+        key = (block.gpu.name, stack_of(block.stack), block.section)
+        return found.setdefault(key, Section(kind, *key, [], []))
+
+    for own in fitted_tables(kind):
+        for block in blocks(kind, own, np.arange(len(own["gpu"]))):
+            place(block).fitted.append(block)
+    if columns is not None:
+        for block in blocks(kind, columns, np.flatnonzero(~is_fitted(kind, columns))):
+            place(block).unseen.append(block)
+    return [s for _, s in sorted(found.items()) if s.fitted]
+
+
+def sampled(parts: Sequence[kinds.Block], most: int = MOST_JUDGED) -> list[kinds.Block]:
+    """A fixed sample of at most `most` rows."""
+    total = sum(len(block) for block in parts)
+    if total <= most:
+        return list(parts)
+    rng = np.random.default_rng(SEED)
+    return [
+        b.take(np.sort(rng.permutation(len(b))[: max(1, len(b) * most // total)])) for b in parts
+    ]
+
+
+# Baselines ---------------------------------------------------------------------------------------
+
+
+def roofline_s(block: kinds.Block) -> np.ndarray:
+    """The plain roofline: max(FLOPs / peak, compulsory bytes / bandwidth), with nothing fitted.
+
+    Communication: what crosses one GPU's link over the link's rate (the network's between nodes).
+    """
+    rows, gpu = block.rows, block.gpu
+    if block.kind == "collective":
+        links = block.machine.links
+        linked = rows.ranks <= links.link_domain
+        rate = np.where(linked, links.link_bytes_per_s, links.pcie_bytes_per_s)
+        rate = np.where(rows.ranks_per_node < rows.ranks, links.network_bytes_per_s, rate)
+        passes = np.where(rows.op == 0, 2.0, 1.0)  # all-reduce: there and back
+        return passes * rows.message_bytes * (rows.ranks - 1.0) / rows.ranks / rate
+    flops, moved, peak = kinds.work_of(block)
+    return np.maximum(flops / peak, moved / gpu.hbm_bytes_per_s)
+
+
+def log_ratio(predicted_s: np.ndarray, block: kinds.Block) -> np.ndarray:
+    return np.log(predicted_s / block.measured_s)
+
+
+def scale_of(fitted: Iterable[kinds.Block]) -> float:
+    """ln of the one factor on the roofline with the least mean error on a section's rows.
+
+    sum |s p/m - 1| is least at the median of m/p weighted by p/m.
+    """
+    log_times = np.sort(np.concatenate([-log_ratio(roofline_s(b), b) for b in fitted]))
+    weight = np.cumsum(np.exp(-log_times))
+    return float(log_times[np.searchsorted(weight, 0.5 * weight[-1])])
+
+
+def judged(
+    parts: Sequence[kinds.Block],
+    fitted: Sequence[kinds.Block],
+    own: Sequence[np.ndarray],
+    inside: Sequence[np.ndarray] = (),
+) -> Group:
+    """Errors of blocks beside both baselines. own: ln(predicted / measured) of each block."""
+    plain = np.concatenate([log_ratio(roofline_s(b), b) for b in parts])
+    errors = {
+        "rtsim": np.concatenate(own), "roofline": plain, "scaled": plain + scale_of(fitted)
+    }  # fmt: skip
+    return Group(errors, np.concatenate(inside) if inside else np.zeros(0))
+
+
+def together(groups: Sequence[Group]) -> Group:
+    names = groups[0].log_errors
+    return Group(
+        {name: np.concatenate([g.log_errors[name] for g in groups]) for name in names},
+        np.concatenate([g.inside for g in groups]),
+    )
+
+
+# What is judged ----------------------------------------------------------------------------------
+
+
+def shipped(all_sections: Sequence[Section], columns: Columns, kind: str) -> list[Group]:
+    """The shipped profiles on unseen rows, as `rtsim validate` predicts them.
+
+    A stack without a profile is judged by a fit to its calibration rows, without an interval.
+    """
+    times = PREDICTORS[kind](columns, None)["time"]
+    log_error = np.log(times.predicted_s / times.measured_s)
+    covered = (times.low_s <= times.measured_s) & (times.measured_s <= times.high_s)
+    groups = []
+    for section in all_sections:
+        if np.isnan(log_error[section.unseen[0].table_rows]).any():
+            fitted = kinds.fit_blocks(section.fitted)
+            own = [log_ratio(kinds.predict(b, fitted), b) for b in section.unseen]
+            groups.append(judged(section.unseen, section.fitted, own))
+            continue
+        own = [log_error[b.table_rows] for b in section.unseen]
+        inside = [covered[b.table_rows] for b in section.unseen]
+        groups.append(judged(section.unseen, section.fitted, own, inside))
+    return groups
+
+
+def cross_validated(all_sections: Sequence[Section]) -> list[Group]:
+    """The calibration rows, each predicted by a fit without its fold."""
+    return [
+        judged(s.fitted, s.fitted, [-kinds.cross_validated(s.fitted, seed=SEED)])
+        for s in all_sections
+    ]
+
+
+def gpu_left_out(all_sections: Sequence[Section]) -> dict[tuple[str, str, str], Group]:
+    """(stack, section, GPU) -> errors on the GPU with a joint fit on the stack's other GPUs."""
+    errors = {}
+    for section in all_sections:
+        others = [
+            block
+            for s in all_sections
+            if (s.stack, s.section) == (section.stack, section.section) and s.gpu != section.gpu
+            for block in s.fitted
+        ]
+        if len({block.gpu.name for block in others}) < 2:
+            continue
+        fitted = kinds.fit_blocks(others, quick=True)
+        parts = sampled(section.unseen or section.fitted)
+        own = [log_ratio(kinds.predict(b, fitted), b) for b in parts]
+        key = (section.stack, section.section, section.gpu)
+        errors[key] = judged(parts, others, own)
+    return errors
+
+
+def curve(all_sections: Sequence[Section]) -> dict[int, float]:
+    """Mean over GPUs of the error on rows outside the fit, by number of fitted rows.
+
+    One stack per GPU, in its widest format; rows by the recipe's own design.
+    """
+    points: dict[int, list[float]] = {}
+    for section in all_sections:
+        if section.stack not in CURVE_STACKS or not section.unseen:
+            continue
+        if section.format not in ("bf16", "fp16", "nccl", "tensor", "-"):
+            continue
+        for count in CURVE:
+            chosen = kinds.choose(section.unseen, count)
+            if sum(map(len, chosen)) < count:
+                continue
+            used = {int(i) for b in chosen for i in b.table_rows}
+            rest = sampled([
+                b.take(np.array([int(i) not in used for i in b.table_rows]))
+                for b in section.unseen
+            ])  # fmt: skip
+            fitted = kinds.fit_blocks(chosen, quick=True)
+            errors = [np.expm1(log_ratio(kinds.predict(b, fitted), b)) for b in rest]
+            points.setdefault(count, []).append(float(np.abs(np.concatenate(errors)).mean()))
+    return {count: float(np.mean(found)) for count, found in points.items()}
+
+
+def network_left_out(columns: Columns) -> dict[str, np.ndarray]:
+    """GPU -> signed errors of forward passes, kernels fitted on the other GPUs' kernel rows."""
+    from rtsim.fitting import network_rows
+    from rtsim.operators import StackTraits
+    from rtsim.profile import GROUPS, Profile
+
+    parts = {
+        kind: [s for s in sections(kind, None) if s.stack == "pytorch"]
+        for kind in ("gemm", "elementwise")
+    }
+    errors = {}
+    for name in sorted(set(columns["gpu"].tolist())):
+        gpu = load_gpu(name)
+        coefficients = {}
+        for found in parts.values():
+            others = [b for s in found if s.gpu != gpu.name for b in s.fitted]
+            fitted = kinds.fit_blocks(others, quick=True)
+            coefficients[fitted.section] = fitted.coefficients
+        none = dict.fromkeys(GROUPS, 0.0)
+        profile = Profile(
+            name="", stack="pytorch", gpu="", architecture="", traits=StackTraits(),
+            coefficients=coefficients, sigma_seen=none, sigma_unseen=none, sigma_row=0.0,
+            transfer_sigma=none, fitted_shapes=(),
+        )  # fmt: skip
+        own = []
+        for i in np.flatnonzero(columns["gpu"] == name):
+            row = {column: columns[column][i].item() for column in columns}
+            try:
+                predicted_s = network_rows.forward_pass(row, gpu, profile).sum()
+            except NotSupported:
+                continue
+            own.append(predicted_s / (1e-3 * row["measured_ms"]) - 1.0)
+        errors[name] = np.array(own)
+    return errors
+
+
+# Text --------------------------------------------------------------------------------------------
+
+
+HEADER = (
+    "kind", "stack", "GPU", "format", "rows", "mean error", "median", "bias", "in 90 %",
+    "scaled roofline", "roofline",
+)  # fmt: skip
+
+
+def line(labels: Sequence[str], group: Group) -> list[str]:
+    f = group.figures()
+    covered = "-" if f["coverage_90"] is None else percent(f["coverage_90"])
+    return [
+        *labels, str(f["rows"]), percent(f["mape"]), percent(f["median_ape"]),
+        f"{100 * f['bias']:+.1f} %", covered, percent(f["scaled_mape"], 0),
+        percent(f["roofline_mape"], 0),
+    ]  # fmt: skip
+
+
+def section_lines(all_sections: Sequence[Section], groups: Sequence[Group]) -> list[list[str]]:
+    rows = [
+        line([s.kind, s.stack, s.gpu, s.format], g)
+        for s, g in zip(all_sections, groups, strict=True)
+    ]
+    return [*rows, line([all_sections[0].kind, "all", "all", "all"], together(groups))]
+
+
+Chosen = Callable[[Section], bool]
+
+
+def mean_over_gpus(
+    all_sections: Sequence[Section], groups: Sequence[Group], chosen: Chosen
+) -> float | None:
+    """Mean over GPUs of the mean error of the chosen sections' rows."""
+    by_gpu: dict[str, list[Group]] = {}
+    for section, group in zip(all_sections, groups, strict=True):
+        if chosen(section):
+            by_gpu.setdefault(section.gpu, []).append(group)
+    if not by_gpu:
+        return None
+    return float(np.mean([together(found).mape() for found in by_gpu.values()]))
+
+
+def is_16_bit(section: Section) -> bool:
+    return section.format in FULL_16_BIT
+
+
+def is_quantised(section: Section) -> bool:
+    return section.format not in (*FULL_16_BIT, "fp32", "tf32")
+
+
+def every(section: Section) -> bool:
+    return True
+
+
+# (what, kind of table, which sections, must, aim); the work's own list.
+TARGETS: tuple[tuple[str, str, Chosen, float, float], ...] = (
+    ("GEMM bf16/fp16, mean over GPUs", "gemm", is_16_bit, 0.07, 0.05),
+    ("GEMM fp8 and other quantised formats, mean over GPUs", "gemm", is_quantised, 0.10, 0.07),
+    ("fused prefill attention, mean over GPUs", "attention_prefill", every, 0.10, 0.06),
+    ("fused decode attention, mean over GPUs", "attention_decode", every, 0.12, 0.07),
+    ("memory-bound operators, mean over GPUs", "elementwise", every, 0.12, 0.08),
+    ("collectives, mean over GPUs", "collective", every, 0.15, 0.10),
+)
+LEFT_OUT_TARGETS: tuple[tuple[str, tuple[str, ...], float, float], ...] = (
+    ("GEMM (16 bits) on a GPU left out", ("gemm.bf16", "gemm.fp16"), 0.12, 0.08),
+    ("prefill attention (16 bits) on a GPU left out",
+     ("attention_prefill.bf16", "attention_prefill.fp16"), 0.20, 0.12),
+    ("decode attention (16 bits) on a GPU left out",
+     ("attention_decode.bf16", "attention_decode.fp16"), 0.20, 0.12),
+)  # fmt: skip
+NETWORK_MUST, NETWORK_AIM = 0.09, 0.06
+COVERED_MUST, COVERED_AIM = (0.85, 0.95), (0.88, 0.92)
+
+
+def verdict(value: float, must: float, aim: float) -> str:
+    if value <= aim:
+        return "aim reached"
+    return "reached" if value <= must else "MISSED"
+
+
+def covered_verdict(value: float) -> str:
+    if COVERED_AIM[0] <= value <= COVERED_AIM[1]:
+        return "aim reached"
+    return "reached" if COVERED_MUST[0] <= value <= COVERED_MUST[1] else "MISSED"
+
+
+@dataclass
+class Report:
+    """Figures under names, and the Markdown that shows them."""
+
+    figures: dict[str, Any]
+    text: list[str]
+
+
+def report(folder: Path | None) -> Report:
+    out = Report({}, [])
+    lines: list[list[str]] = []
+    left_lines: list[list[str]] = []
+    curves: dict[str, dict[int, float]] = {}
+    goals: list[list[str]] = []
+    left_out: dict[tuple[str, str, str], Group] = {}
+    by_kind: dict[str, tuple[list[Section], list[Group]]] = {}
+    for kind in kinds.SECTION_KINDS:
+        columns = None if folder is None else read_table(folder / f"{kind}.csv.gz").columns
+        found = sections(kind, columns)
+        if columns is None:
+            groups = cross_validated(found)
+        else:
+            found = [s for s in found if s.unseen]
+            groups = shipped(found, columns, kind)
+            curves[kind] = curve(found)
+        by_kind[kind] = found, groups
+        lines += section_lines(found, groups)
+        left_out.update(gpu_left_out(found))
+        print(f"{kind}: judged", file=sys.stderr)
+    out.figures["sections"] = [
+        {"kind": s.kind, "gpu": s.gpu, "stack": s.stack, "format": s.format,
+         "fitted_rows": sum(map(len, s.fitted)), **g.figures()}
+        for found, groups in by_kind.values()
+        for s, g in zip(found, groups, strict=True)
+    ]  # fmt: skip
+    for what, kind, chosen, must, aim in TARGETS:
+        value = mean_over_gpus(*by_kind[kind], chosen)
+        if value is not None:
+            goals.append(
+                [what, percent(must, 0), percent(aim, 0), percent(value), verdict(value, must, aim)]
+            )
+    for what, names, must, aim in LEFT_OUT_TARGETS:
+        values: dict[str, list[Group]] = {}
+        for (_, section, gpu), group in left_out.items():
+            if section in names:
+                values.setdefault(gpu, []).append(group)
+        value = float(np.mean([together(groups).mape() for groups in values.values()]))
+        goals.append(
+            [what, percent(must, 0), percent(aim, 0), percent(value), verdict(value, must, aim)]
+        )
+    left_lines = [
+        line([section.partition(".")[0], stack, gpu, section.partition(".")[2] or "-"], group)
+        for (stack, section, gpu), group in left_out.items()
+    ]
+    out.figures["gpu_left_out"] = [
+        {"stack": stack, "section": section, "gpu": gpu, **group.figures()}
+        for (stack, section, gpu), group in left_out.items()
+    ]
+    network_rows_text: list[list[str]] = []
+    if folder is not None:
+        network = network_left_out(read_table(folder / "network_inference.csv").columns)
+        errors = np.concatenate(list(network.values()))
+        value = float(np.abs(errors).mean())
+        goals.append(
+            ["forward passes (network_inference), GPU left out", percent(NETWORK_MUST, 0),
+             percent(NETWORK_AIM, 0), percent(value), verdict(value, NETWORK_MUST, NETWORK_AIM)]
+        )  # fmt: skip
+        network_rows_text = [
+            [gpu, str(len(e)), percent(np.abs(e).mean()), f"{100 * e.mean():+.1f} %"]
+            for gpu, e in network.items()
+        ]
+        out.figures["network_left_out"] = {
+            gpu: {"rows": len(e), "mape": float(np.abs(e).mean()), "bias": float(e.mean())}
+            for gpu, e in network.items()
+        }
+        for kind, (_, groups) in by_kind.items():
+            inside = together(groups).inside
+            if len(inside) == 0:
+                continue
+            covered = float(inside.mean())
+            goals.append(
+                [f"90 % interval covers, {kind}", "85-95 %", "88-92 %", percent(covered),
+                 covered_verdict(covered)]
+            )  # fmt: skip
+    out.figures["curve"] = {kind: {str(n): v for n, v in c.items()} for kind, c in curves.items()}
+    out.text += [
+        "Targets:", table(["what", "must", "aim", "measured", "verdict"], goals),
+        "By kind, stack, GPU and number format:", table(HEADER, lines),
+        "A GPU left out: one fit to the calibration rows of the stack's other GPUs, applied with "
+        "the datasheet figures of this one.", table(HEADER, left_lines),
+    ]  # fmt: skip
+    if network_rows_text:
+        out.text += [
+            "Forward passes with no kernel row of the GPU in the fit:",
+            table(["GPU", "rows", "mean error", "bias"], network_rows_text),
+        ]
+    if curves:
+        header = ["kind", *(f"{count} rows" for count in CURVE)]
+        rows = [
+            [kind, *(percent(c[count]) if count in c else "-" for count in CURVE)]
+            for kind, c in curves.items()
+        ]
+        out.text += [
+            "Error against the number of fitted rows (16-bit formats, "
+            f"{', '.join(CURVE_STACKS)}; mean over GPUs):", table(header, rows),
+        ]  # fmt: skip
+    return out
+
+
+def rounded(value: Any) -> Any:
+    """Figures to four decimals: what is printed, and no noise of another machine's last digits."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return [rounded(v) for v in value] if isinstance(value, list) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    result = report(options.folder)
+    text = "\n\n".join(result.text) + "\n"
+    print(text)
+    if options.write:
+        part = "small tables" if options.folder is None else "unseen rows"
+        put_into(MARKDOWN, part, text)
+        known = json.loads(JSON.read_text(encoding="utf-8")) if JSON.exists() else {}
+        known[part] = rounded(result.figures)
+        JSON.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
