@@ -95,7 +95,9 @@ def predict_gemm(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
 
     by = ("gpu", "stack", "dtype")
     sizes = Sizes(columns["m"], GEMM_ROWS_LIMITS)
-    return _predict(columns, profile, "gemm", gemm.usable(columns), by, seconds, sizes)
+    reasons = gemm.usable(columns)
+    reasons[reasons == gemm.MISALIGNED] = ""
+    return _predict(columns, profile, "gemm", reasons, by, seconds, sizes)
 
 
 def predict_attention_prefill(columns: Columns, profile: str | None) -> dict[str, RowTimes]:

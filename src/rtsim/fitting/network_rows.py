@@ -137,7 +137,7 @@ def forward_pass(row: Mapping[str, Any], gpu: GpuSpec, profile: Profile) -> Arra
         raise NotSupported("only forward passes of whole models are predicted")
     kernels = rtsim_kernels.compiled()
     table = operator_table(row, gpu)
-    rows = issued_ahead(machine_rows(profile, gpu, _formats(row["dtype"])))
+    rows = issued_ahead(machine_rows(profile, gpu, formats_of(row["dtype"])))
     times = np.zeros((len(table.rows), 2))
     seconds = kernels.step.step_s(
         float(row["batch"]), float(row["query_tokens"]),
@@ -151,7 +151,8 @@ def forward_pass(row: Mapping[str, Any], gpu: GpuSpec, profile: Profile) -> Arra
     return owed_s
 
 
-def _formats(dtype: str) -> Formats:
+def formats_of(dtype: str) -> Formats:
+    """Number formats of a pass in which everything is of one dtype."""
     return Formats(dtype, dtype, weight_format("none", dtype), "none")
 
 
