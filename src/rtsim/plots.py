@@ -23,6 +23,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#
 _MARKERS = ("o", "s", "^", "D", "v", "P")  # a count prime to that of the colours
 # A panel with more points than this shows a fixed sample: beyond it points only hide each other.
 _MOST_POINTS = 6000
+_FEW_POINTS = 200  # from here down points are drawn larger
 _PANEL_INCHES = 4.6
 _MOST_COLUMNS = 3
 
@@ -85,12 +86,13 @@ def _panel(axis: Any, file: FileErrors, points: Points) -> None:
     sample = np.arange(total)
     if total > _MOST_POINTS:
         sample = np.sort(np.random.default_rng(0).permutation(total)[:_MOST_POINTS])
+    size, alpha = (28, 0.8) if total <= _FEW_POINTS else (7, 0.45)
     gpus, count = np.unique(points.gpu, return_counts=True)
     by_count = gpus[np.argsort(-count, kind="stable")]  # many points below, few on top
     for i, gpu in enumerate(by_count):
         own = sample[points.gpu[sample] == gpu]
         axis.scatter(
-            scale * points.measured_s[own], scale * points.predicted_s[own], s=7, alpha=0.45,
+            scale * points.measured_s[own], scale * points.predicted_s[own], s=size, alpha=alpha,
             color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)], linewidths=0,
             label=gpu or "GPU not stated", zorder=2, rasterized=True,
         )  # fmt: skip
@@ -101,7 +103,9 @@ def _panel(axis: Any, file: FileErrors, points: Points) -> None:
     figures = "" if stats is None else f", mean error {100 * stats.mape:.1f} %"
     part = f" ({len(sample):,} shown)" if len(sample) < total else ""
     axis.set_title(f"{Path(file.file).name}\n{total:,} rows{part}{figures}", fontsize=9)
-    legend = axis.legend(fontsize=7, loc="upper left", framealpha=0.9, markerscale=2)
+    legend = axis.legend(
+        fontsize=7, loc="upper left", framealpha=0.9, markerscale=1 if size > 7 else 2
+    )
     for handle in legend.legend_handles:
         handle.set_alpha(1)
 

@@ -8,6 +8,9 @@ every token; the head of an encoder sees one token per sequence and is left out.
 Kernels follow each other without waiting for the host, so the launch that eager calls carry when
 they are timed one by one (the kernel tables of the same source) is taken out of the coefficients.
 `fused` rows (torch.compile) run one kernel per chain of elementwise operators.
+
+The interval takes the errors of kernels of different shapes as independent, as they were when
+their scatter was measured one by one; a shape is off by the same in every layer.
 """
 
 from __future__ import annotations
@@ -101,12 +104,13 @@ def predict_rows(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
         try:
             gpu = load_gpu(row["gpu"]).one_device()
             used = chosen or choose_profile(gpu, stack_of(row["stack"]))[0]
-            owed_s = forward_pass(row, gpu, used)
+            run = forward_pass(row, gpu, used)
         except RtsimError as error:
             skip[i] = str(error)
             continue
-        predicted_s[i] = owed_s.sum()
-        factor[i] = np.exp(interval_half_width(owed_s, sigmas_of(used, gpu), used.sigma_row))
+        predicted_s[i] = run.seconds
+        sigmas = sigmas_of(used, gpu)[run.group]
+        factor[i] = np.exp(interval_half_width(run.owed_s, sigmas, used.sigma_row))
     times = RowTimes(
         measured_s, predicted_s, predicted_s / factor, predicted_s * factor, skip.astype(np.str_),
         np.where(columns["fused"] > 0, "compiled", "eager"), ("eager", "compiled"),
@@ -128,8 +132,24 @@ def sigmas_of(profile: Profile, gpu: GpuSpec) -> Array:
     return np.asarray(np.hypot(own, further))
 
 
-def forward_pass(row: Mapping[str, Any], gpu: GpuSpec, profile: Profile) -> Array:
-    """Seconds of one pass by what they are owed to, shape (groups,).
+@dataclass(frozen=True)
+class Pass:
+    """Seconds of a forward pass by what they are owed to: one part per shape, then the host.
+
+    group: of `profile.GROUPS`, for each part.
+    """
+
+    owed_s: Array
+    group: NDArray[np.int64]
+
+    @property
+    def seconds(self) -> float:
+        """Time of the whole pass."""
+        return float(self.owed_s.sum())
+
+
+def forward_pass(row: Mapping[str, Any], gpu: GpuSpec, profile: Profile) -> Pass:
+    """Time of one pass.
 
     row: a row of the table by column name. Raises NotSupported for what cannot be expressed.
     """
@@ -144,11 +164,16 @@ def forward_pass(row: Mapping[str, Any], gpu: GpuSpec, profile: Profile) -> Arra
         float(row["context_tokens"] or row["query_tokens"]), row["query_tokens"] > 1, False,
         table.rows, table.segments, rows.compiled(kernels), times,
     )  # fmt: skip
-    owed_s: Array = np.zeros(len(GROUPS))
-    kernels.generation.owed(
-        seconds, times, table.rows, table.executions, kernels.generation.GROUP_PROMPT_HOST, owed_s
-    )
-    return owed_s
+    owed_s = times[:, 1] * table.executions
+    by_shape: dict[bytes, float] = {}
+    group_of: dict[bytes, int] = {}
+    for operator, part_s in zip(table.rows, owed_s.tolist(), strict=True):
+        shape = operator.tobytes()
+        by_shape[shape] = by_shape.get(shape, 0.0) + part_s
+        group_of[shape] = int(operator["kind"])
+    host_s = seconds - float(owed_s.sum())
+    host_group = kernels.generation.GROUP_PROMPT_HOST
+    return Pass(np.array([*by_shape.values(), host_s]), np.array([*group_of.values(), host_group]))
 
 
 def formats_of(dtype: str) -> Formats:
