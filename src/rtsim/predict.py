@@ -114,6 +114,12 @@ class System:
             if stack is not None and stack != profile.stack:
                 raise SpecError("stack", stack, f"profile {profile.name} is of {profile.stack}")
             self.profile = profile
+            if profile.gpu != gpu.name:
+                fitted_on = profile.gpu or f"several {profile.architecture} GPUs"
+                notes.append(
+                    f"profile {profile.name} was fitted on {fitted_on}: {gpu.name} takes it with "
+                    "its own datasheet figures, and the interval is wider for it"
+                )
         if dtype in _NARROW:
             if quantization != "none":
                 raise SpecError("dtype", dtype, "name a narrow dtype or a quantization, not both")
@@ -242,7 +248,11 @@ class System:
         notes = [*self.notes, *workload.check_model(self.model)]
         p = self.parallelism
         n_sequences = -(-batch_size // p.dp)
-        if batch_size % p.dp:
+        if batch_size < p.dp:
+            notes.append(
+                f"batch_size = {batch_size} leaves {p.dp - batch_size} of {p.dp} replicas idle"
+            )
+        elif batch_size % p.dp:
             notes.append(f"{batch_size} sequences over dp = {p.dp}: the fullest has {n_sequences}")
         if compiled is None:
             compiled = "rtsim_kernels_compiled" in sys.modules
@@ -255,15 +265,19 @@ class System:
         if not memory.fits:
             notes.append(_misfit(self.model, self.gpu, p.tp, memory.smallest_fitting_tp))
         breakdown = self._breakdown(run, n_sequences, input_len, output_len)
-        replicas = p.tp * p.dp
+        # Every sequence is counted once: replicas with fewer than the fullest do less.
         flops = {
-            phase: replicas
+            phase: p.tp
+            * (batch_size / n_sequences)
             * sum(row.flops for row in breakdown if row.phase == phase and row.bound != "host")
             for phase in ("prefill", "decode")
         }
         kinds = dict(zip(self.table.names, self.table.rows["kind"], strict=True))
-        hbm_bytes = replicas * sum(
-            row.bytes for row in breakdown if kinds.get(row.operator) != tables.COLLECTIVE
+        # Weights pass in every replica that has work, so the fullest stands for the busy ones.
+        hbm_bytes = (
+            p.tp
+            * min(p.dp, batch_size)
+            * sum(row.bytes for row in breakdown if kinds.get(row.operator) != tables.COLLECTIVE)
         )
         e2e_s = run.ttft_s + run.decode_s
         num_gpus = p.num_gpus
@@ -404,10 +418,9 @@ def _misfit(model: ModelSpec, gpu: GpuSpec, tp: int, smallest: int | None) -> st
     return f"does not fit: {model.name} at tp = {tp} is too large for {gpu.name}; {advice}"
 
 
-@lru_cache(maxsize=128)
 def system(
-    arch: str | ModelSpec,
-    gpu: str | GpuSpec,
+    arch: str | Path | ModelSpec,
+    gpu: str | Path | GpuSpec,
     tp: int | None = None,
     pp: int | None = None,
     ep: int | None = None,
@@ -419,9 +432,39 @@ def system(
     kv_cache_dtype: str | None = None,
     quantization: str | None = None,
 ) -> System:
-    """The System of these names or specifications, kept for the next call with the same."""
-    model = arch if isinstance(arch, ModelSpec) else load_model(arch)
-    device = gpu if isinstance(gpu, GpuSpec) else load_gpu(gpu)
+    """The System of these names or specifications, kept for the next call with the same.
+
+    Files are read anew by every call, so that an edit counts.
+    """
+    if not isinstance(arch, str | Path | ModelSpec):
+        raise SpecError("arch", arch, "must be a name, a path of a .toml file or a ModelSpec")
+    if not isinstance(gpu, str | Path | GpuSpec):
+        raise SpecError("gpu", gpu, "must be a name, a path of a .toml file or a GpuSpec")
+    for field, name in (("stack", stack), ("profile", profile)):
+        if not isinstance(name, str | None):
+            raise SpecError(field, name, "must be a name")
+    return _kept_system(
+        arch if isinstance(arch, ModelSpec) else load_model(arch),
+        gpu if isinstance(gpu, GpuSpec) else load_gpu(gpu),
+        tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=128)
+def _kept_system(
+    model: ModelSpec,
+    gpu: GpuSpec,
+    tp: int | None,
+    pp: int | None,
+    ep: int | None,
+    dp: int | None,
+    num_gpus: int | None,
+    stack: str | None,
+    profile: str | None,
+    dtype: str | None,
+    kv_cache_dtype: str | None,
+    quantization: str | None,
+) -> System:
     degrees = {"tp": tp, "pp": pp, "ep": ep, "dp": dp, "num_gpus": num_gpus}
     given = {name: value for name, value in degrees.items() if value is not None}
     # Names are checked here, where their field names are known.
@@ -438,7 +481,7 @@ def system(
     )
     return System(
         model,
-        device,
+        gpu,
         ParallelismSpec.from_mapping(given),
         profile=load_profile(profile) if profile is not None else None,
         stack=stack,
@@ -479,9 +522,7 @@ def predict(
     True
     """
     chosen = system(
-        str(arch) if isinstance(arch, Path) else arch,
-        str(gpu) if isinstance(gpu, Path) else gpu,
-        tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,
+        arch, gpu, tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,
     )  # fmt: skip
     asked = {"batch_size": batch_size, "input_len": input_len, "output_len": output_len}
     workload = WorkloadSpec.from_mapping({k: v for k, v in asked.items() if v is not None})
@@ -493,6 +534,8 @@ def predict(
         assumed.append(f"stack = {chosen.profile.stack} ({evidence})")
     if all(degree is None for degree in (tp, pp, dp, num_gpus)):
         assumed.append("tp = 1 (one GPU)")
+    elif num_gpus is not None and tp is None:
+        assumed.append(f"tp = {chosen.parallelism.tp} (the rest of num_gpus)")
     assumed += [
         f"{name} = {getattr(workload, name)} (default)"
         for name, value in asked.items()
