@@ -49,6 +49,7 @@ class StackTraits:
         has none and calls the library.
     in_switch_reduction: its own all-reduces use the switch's adders where it has them (NVLink
         SHARP); library_in_switch_reduction: the library's do.
+    pair_links: where links join pairs of GPUs, the two of a pair use theirs.
     """
 
     attention: str = "fused"
@@ -58,6 +59,7 @@ class StackTraits:
     direct_all_reduce_bytes: float = 0.0
     in_switch_reduction: bool = False
     library_in_switch_reduction: bool = False
+    pair_links: bool = True
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from rtsim.profile import (
     load_profile,
     machine_rows,
     peak_for,
+    profile_heads,
     profile_names,
     stack_names,
 )
@@ -89,6 +90,43 @@ def test_other_gpus_get_the_nearest_and_say_so(gpu: str, nearest: str) -> None:
         assert words in note
 
 
+@pytest.mark.parametrize(
+    ("gpu", "stack", "chosen"),
+    [
+        ("a100", None, A100),  # whole generations before kernels alone
+        ("h100", None, "vllm-h100-sxm5-80gb"),
+        ("l40s", "sglang", "sglang-l40s"),
+        ("h200-sxm-141gb", "trtllm", "trtllm-h100-sxm5-80gb"),  # the same die
+        ("h200-sxm-141gb", "TensorRT-LLM", "trtllm-h100-sxm5-80gb"),
+        ("a10", None, "family-ampere"),  # another die of the architecture
+        ("a10", "vllm", "family-ampere"),
+        ("a10", "sglang", "sglang-a100-sxm4-80gb"),  # its own stack before a family's
+        ("v100-sxm2-16gb", "vllm", "family-volta"),
+        ("v100-sxm2-16gb", "trtllm", "family-volta"),  # nothing of its own there
+        ("mi300x", None, "family-generic"),
+        ("t4", "trtllm", "family-generic"),
+        ("t4", "pytorch/transformers", "pytorch-t4"),
+        ("a40", "sarathi-serve/pytorch", "sarathi-serve-a40"),
+        ("h100", "pytorch-nccl", "sarathi-serve-h100-sxm5-80gb"),
+        ("h100", "megatron-lm", A100),  # a family never stands for an eager stack
+    ],
+)
+def test_choice_by_evidence(gpu: str, stack: str | None, chosen: str) -> None:
+    profile, notes = choose_profile(load_gpu(gpu), stack)
+    assert profile.name == chosen
+    assert bool(notes) == (profile.gpu != load_gpu(gpu).name)
+
+
+def test_heads_are_those_of_whole_profiles() -> None:
+    assert [head.name for head in profile_heads()] == list(profile_names())
+    for head in profile_heads():
+        whole = load_profile(head.name)
+        assert (head.stack, head.gpu, head.architecture) == (
+            whole.stack, whole.gpu, whole.architecture,
+        )  # fmt: skip
+        assert head.has_generations == bool(whole.fitted_shapes)
+
+
 def test_unknown_stacks_offer_the_nearest() -> None:
     with pytest.raises(UnknownName, match=r"unknown stack 'megatron-lmm'.*nearest: megatron-lm"):
         choose_profile(load_gpu("a100"), "megatron-lmm")
@@ -128,7 +166,8 @@ def test_shape_distance() -> None:
 def test_shipped_profiles_are_complete(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name
-    assert load_gpu(profile.gpu).architecture == profile.architecture
+    if profile.gpu:  # else of a family of GPUs
+        assert load_gpu(profile.gpu).architecture == profile.architecture
     for sigmas in (profile.sigma_seen, profile.sigma_unseen, profile.transfer_sigma):
         assert set(sigmas) == set(GROUPS)
         assert all(value > 0.0 for value in sigmas.values())

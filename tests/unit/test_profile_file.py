@@ -30,7 +30,7 @@ def made() -> Profile:
         coefficients={
             "host": {c.name: c.prior * 1.00012 for c in DECLARED["host"]},
             "gemm.fp16": {c.name: c.prior for c in DECLARED["gemm"]},
-            "gemm.fp8": {first: 1.5},
+            "gemm.fp8": {first: 1.5 * DECLARED["gemm"][0].prior},
         },
         sigma_seen=dict.fromkeys(GROUPS, 0.0123),
         sigma_unseen={group: 0.01 * (i + 1) for i, group in enumerate(GROUPS)},

@@ -41,6 +41,7 @@ _KEYS = {
     "collective": ("topology", "implementation"),
 }
 FOLDS = 4
+_PAIR = 2.0  # GPUs of an NVLink bridge
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,8 @@ def fit_blocks(
                 "in_switch_reduction": switched,
                 "direct_all_reduce_bytes": result.direct_limit_bytes,
             }
+        if any(block.machine.links.link_domain == _PAIR for block in blocks):
+            traits["pair_links"] = result.linked
         return SectionFit(first.section, result.fit, traits, result)
     rows = joined([block.rows for block in blocks])
     fit = attention.fit_rows(rows, **({"starts": 1} if quick else {}))

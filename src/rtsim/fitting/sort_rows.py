@@ -180,7 +180,8 @@ def _priors_as_fit(block: Block) -> Fit:
     declared = DECLARED[block.kind]
     priors = np.array([c.prior for c in declared])
     nothing = np.zeros(0)
-    return Fit(tuple(c.name for c in declared), priors, nothing, nothing.astype(bool), nothing, priors)
+    names = tuple(c.name for c in declared)
+    return Fit(names, priors, nothing, nothing.astype(bool), nothing, priors)
 
 
 def why_nothing(reports: Sequence[FileReport], beaten: Sequence[ImpossibleRow]) -> str:
