@@ -81,10 +81,7 @@ def _model(name: str) -> Description:
         if model.active_parameters == model.parameters
         else units.format_count(model.active_parameters, 4),
         "Layers": str(model.n_layers),
-        **{
-            f"  {group.count} of": text
-            for group, text in ((g, _layer_text(g)) for g in model.layers)
-        },
+        **{f"  group {i + 1}": _layer_text(group) for i, group in enumerate(model.layers)},
         "Hidden size": str(model.hidden_size),
         "Vocabulary": str(model.vocab_size),
         "Positions": f"{model.max_positions}, {model.position}",
@@ -112,7 +109,9 @@ def _layer_text(group: LayerGroup) -> str:
         heads += f", window {attention.window}"
     gate = "gated " if mlp.gated else ""
     order = ", attention and MLP in parallel" if group.parallel else ""
-    return f"{heads}; {gate}MLP {mlp.ffn_size} ({mlp.activation}); {group.norm}{order}"
+    return (
+        f"{group.count} x {heads}; {gate}MLP {mlp.ffn_size} ({mlp.activation}); {group.norm}{order}"
+    )
 
 
 def _gpu(name: str) -> Description:
@@ -124,7 +123,7 @@ def _gpu(name: str) -> Description:
     }
     facts = {
         "Also called": ", ".join(gpu.aliases),
-        "Architecture": f"{gpu.vendor} {gpu.architecture} {gpu.chip}".strip(),
+        "Architecture": f"{gpu.vendor} {gpu.chip or gpu.architecture}",
         "SMs": f"{gpu.sm_count} at {units.format_hertz(gpu.clock_hz)}",
         **rates,
         "Memory": f"{units.format_bytes(gpu.memory_bytes)} {gpu.memory_type}, "
@@ -137,14 +136,14 @@ def _gpu(name: str) -> Description:
         "PCIe": units.format_bytes_per_s(gpu.pcie_bytes_per_s),
         "Network": ""
         if gpu.network is None
-        else f"{gpu.network.name}, {units.format_bytes_per_s(gpu.network.bytes_per_s)} one way",
+        else f"{units.format_bytes_per_s(gpu.network.bytes_per_s)} per GPU, one way",
         "GPUs per node": str(gpu.gpus_per_node),
         "Power": "" if gpu.power_w is None else units.format_watts(gpu.power_w),
         "Price": ""
         if gpu.price is None
         else f"{units.format_usd(gpu.price.usd_per_hour)} per hour "
         f"({gpu.price.source}, {gpu.price.date})",
-        "Assumed": "; ".join(gpu.assumed),
+        "Assumed": "\n".join(gpu.assumed),
         **_origin(gpu.provenance, gpu.notes),
     }
     data = {**gpu.model_dump(mode="json"), "kind": "gpu"}
@@ -186,7 +185,7 @@ def _origin(provenance: Provenance | None, notes: tuple[str, ...]) -> dict[str, 
     if provenance is not None:
         facts["Source"] = f"{provenance.source} ({provenance.kind}, {provenance.date})"
         facts["Remarks"] = provenance.notes
-    return {**facts, "Notes": "; ".join(notes)}
+    return {**facts, "Notes": "\n".join(notes)}
 
 
 def _stated(facts: dict[str, str]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
+_NAMES_SHOWN = 3  # of the known ones, where none is near
 _LONGEST_VALUE_SHOWN = 60  # characters: a longer value would push the message off the line
 
 
@@ -74,7 +75,10 @@ class UnknownName(RtsimError):  # noqa: N818 (the tree's own naming)
         if self.nearest:
             text += _did_you_mean(self.nearest)
         elif known:
-            text += f"; {len(known)} are known, such as {', '.join(known[:3])}"
+            shown = known[:_NAMES_SHOWN]
+            more = len(known) > len(shown)
+            text += f"; {len(known)} are known, such as" if more else "; known:"
+            text += f" {', '.join(shown)}"
         super().__init__(_one_line(text))
 
 

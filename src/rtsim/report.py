@@ -220,7 +220,7 @@ def _per_token_row(p: Prediction) -> tuple[str, str, str]:
 
 def _peak(p: Prediction) -> str:
     peak = units.format_flops_per_s(p.gpu.peak_flops_per_s)
-    return f"of {peak} per GPU ({p.workload.dtype}, dense)"
+    return f"of {peak} per GPU, dense {p.workload.dtype}"
 
 
 def _memory_rows(p: Prediction) -> list[tuple[str, str, str]]:

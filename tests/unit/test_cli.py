@@ -111,6 +111,22 @@ def test_show_model(rtsim) -> None:
     assert body["parameters"] == pytest.approx(175e9, rel=0.01)
 
 
+def test_show_lists_every_group_of_layers(rtsim, tmp_path: Path) -> None:
+    """Two groups of equal count are two lines."""
+    path = tmp_path / "two.toml"
+    layers = "".join(
+        f"[[layers]]\ncount = 4\n[layers.attention]\nn_heads = 8\nhead_dim = 64\n"
+        f"window = {window}\n[layers.mlp]\nffn_size = 2048\n"
+        for window in (128, 256)
+    )
+    path.write_text(
+        f'hidden_size = 512\nvocab_size = 1000\nmax_positions = 512\nposition = "rotary"\n{layers}'
+    )
+    text = rtsim("show", str(path)).out
+    assert "4 x 8 heads of 64, window 128" in text
+    assert "4 x 8 heads of 64, window 256" in text
+
+
 def test_show_gpu(rtsim) -> None:
     text = rtsim("show", "A100").out
     assert "a100-sxm4-80gb (GPU)" in text

@@ -58,9 +58,12 @@ def test_unknown_name_offers_what_an_alias_stands_for_once() -> None:
 
 
 def test_unknown_name_without_a_near_one_says_how_many_there_are() -> None:
-    text = str(UnknownName("model", "zzz", ["gpt3-175b", "opt-66b"]))
-    assert "2 are known" in text
-    assert "gpt3-175b" in text
+    text = str(UnknownName("model", "zzz", ["gpt3-175b", "opt-66b", "bloom-176b", "gpt2"]))
+    assert text.endswith("4 are known, such as gpt3-175b, opt-66b, bloom-176b")
+
+
+def test_unknown_name_says_all_known_ones_where_they_are_few() -> None:
+    assert str(UnknownName("stack", "zzz", ["megatron-lm"])).endswith("; known: megatron-lm")
 
 
 def test_nearest_names_of_nothing() -> None:

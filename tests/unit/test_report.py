@@ -132,6 +132,14 @@ def test_text_is_plain_and_narrow() -> None:
         assert shown in text, shown
 
 
+@pytest.mark.parametrize("peak", [71e12, 312e12, 989.4e12, 1.25e15])
+def test_the_peak_stays_on_its_line(peak: float) -> None:
+    gpu = dataclasses.replace(PREDICTION.gpu, peak_flops_per_s=peak)
+    text = to_text(prediction_view(dataclasses.replace(PREDICTION, gpu=gpu)))
+    (line,) = (line for line in text.splitlines() if "(MFU)" in line)
+    assert line.endswith("per GPU, dense fp16")
+
+
 @pytest.mark.parametrize(
     ("tp", "words"), [(16, "smallest that fits +tp 16"), (None, "fits +none +within one node")]
 )

@@ -338,13 +338,13 @@ def test_degrees_follow_from_num_gpus(given: dict[str, Any], wanted: tuple[int, 
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        ({"num_gpus": 8, "tp": 3}, "num_gpus = 8 does not agree with tp 3"),
-        ({"num_gpus": 8, "tp": 4, "dp": 1}, "does not agree"),
-        ({"num_gpus": 16, "tp": 4, "dp": 2}, "does not agree"),
+        ({"num_gpus": 8, "tp": 3}, "num_gpus = 8: must be a multiple of tp 3 * pp 1 = 3"),
+        ({"num_gpus": 8, "tp": 4, "dp": 1}, "num_gpus = 8: must be tp 4 * pp 1 * dp 1 = 4"),
+        ({"num_gpus": 16, "tp": 4, "dp": 2}, "num_gpus = 16: must be tp 4"),
         ({"tp": 0}, "tp = 0"),
         ({"pp": -1}, "pp = -1"),
         ({"tp": 10**9}, "tp = 1000000000"),
-        ({"tp": 2, "ep": 3}, "ep = 3 must divide"),
+        ({"tp": 2, "ep": 3}, "ep = 3: must divide"),
     ],
 )
 def test_contradictory_degrees(given: dict[str, Any], wanted: str) -> None:

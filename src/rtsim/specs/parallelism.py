@@ -51,7 +51,8 @@ class ParallelismSpec(Spec):
                     for name, value in (("tp", tp), ("pp", pp), ("dp", dp))
                     if value
                 )
-                raise ValueError(f"num_gpus = {num_gpus} does not agree with {given} = {others}")
+                wanted = "" if tp and dp else "a multiple of "
+                raise SpecError("num_gpus", num_gpus, f"must be {wanted}{given} = {others}")
             rest = num_gpus // others
             if tp is None:
                 tp, dp = rest, dp or 1
@@ -60,7 +61,7 @@ class ParallelismSpec(Spec):
         tp, dp = tp or 1, dp or 1
         self.__dict__.update(tp=tp, dp=dp, num_gpus=tp * pp * dp)
         if (tp * dp) % self.ep:
-            raise ValueError(f"ep = {self.ep} must divide tp * dp = {tp * dp}")
+            raise SpecError("ep", self.ep, f"must divide tp * dp = {tp * dp}")
         return self
 
     @property
