@@ -360,6 +360,16 @@ def test_full_disk_is_an_error() -> None:
     assert b"Traceback" not in result.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [("list", "models"), (*PREDICT, "--json")])
+def test_a_full_standard_output(arguments: tuple[str, ...]) -> None:
+    command = [sys.executable, "-c", "from rtsim.cli.main import main; main()", *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write standard output: no space left on device\n"
+
+
 @pytest.mark.parametrize("arguments", ["list models >&-", "show a100 | head -n 1 >/dev/null"])
 def test_odd_outputs_leave_no_traceback(arguments: str) -> None:
     command = f"'{sys.executable}' -c 'from rtsim.cli.main import main; main()' {arguments}"

@@ -108,6 +108,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, str(error), error.exit_status)
     except click.ClickException as error:
         return _fail(error, _usage_message(error), BAD_INPUT)
+    except OSError as error:
+        if error.filename is None and error.strerror:  # not of a file: standard output is full
+            why = f"cannot write standard output: {error.strerror.lower()}"
+            return _fail(error, why, BAD_INPUT)
+        return _fail(error, f"{type(error).__name__}: {error}", FAILED)
     except Exception as error:
         return _fail(error, f"{type(error).__name__}: {error}", FAILED)
     return status if isinstance(status, int) else 0
