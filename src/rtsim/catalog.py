@@ -43,11 +43,6 @@ def aliases(kind: Kind) -> dict[str, tuple[str, ...]]:
     return {name: _aliases_of(_path(kind, name)) for name in _names(kind)}
 
 
-def read_raw(kind: Kind, name: str) -> dict[str, Any]:
-    """A packaged file as plain data, unvalidated; `name` may be an alias."""
-    return read_toml(_path(kind, resolve(kind, name)))
-
-
 def resolve(kind: Kind, name: str) -> str:
     """The packaged name that `name` or alias stands for; UnknownName with the nearest."""
     index = _index(kind)

@@ -72,3 +72,22 @@ def test_a_degree_that_follows_is_among_the_assumptions() -> None:
     given = predict("gpt2", "a100", num_gpus=4, tp=2)
     assert "tp = 4 (the rest of num_gpus)" in predict("gpt2", "a100", num_gpus=4).assumed
     assert not any(line.startswith("tp") for line in given.assumed)
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "kv_cache_dtype", "quantization"),
+    [
+        ({}, "bf16", "bf16", None),
+        ({"dtype": "fp16"}, "fp16", "fp16", None),
+        ({"dtype": "fp8"}, "bf16", "bf16", "fp8"),
+        ({"kv_cache_dtype": "fp8"}, "bf16", "fp8", None),
+        ({"quantization": "int4_wo"}, "bf16", "bf16", "int4_wo"),
+    ],
+)
+def test_number_formats(
+    given: dict[str, Any], dtype: str, kv_cache_dtype: str, quantization: str | None
+) -> None:
+    """The cache keeps the model's 16 bits where the weights are narrower."""
+    workload = predict("llama-3-8b", "h100", **given).workload
+    assert (workload.dtype, workload.kv_cache_dtype) == (dtype, kv_cache_dtype)
+    assert workload.quantization == quantization

@@ -443,15 +443,6 @@ def test_learned_positions_are_a_limit_and_others_a_note() -> None:
     assert "65 tokens are more than the 64 positions" in note
 
 
-def test_dtypes_of_a_workload() -> None:
-    model = a_model(dtype="bf16")
-    assert WorkloadSpec().dtype_for(model) == "bf16"
-    assert WorkloadSpec(dtype="fp16").kv_dtype_for(model) == "fp16"
-    assert WorkloadSpec(dtype="fp8").kv_dtype_for(model) == "bf16"
-    assert WorkloadSpec(kv_cache_dtype="fp8").kv_dtype_for(model) == "fp8"
-    assert WorkloadSpec(quantization="int4_wo").weight_format_for(model).compute_dtype is None
-
-
 def test_weight_formats() -> None:
     assert weight_format("none", "fp16").bytes_per_weight == dtype_bytes("fp16") == 2.0
     # 16 four-bit values and one eight-bit scale are 9 bytes

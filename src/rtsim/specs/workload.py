@@ -8,7 +8,7 @@ from pydantic import Field
 
 from rtsim.errors import SpecError
 from rtsim.specs.base import WHOLE, Spec
-from rtsim.specs.dtype import DType, KvDType, Quantization, WeightFormat, weight_format
+from rtsim.specs.dtype import DType, KvDType, Quantization
 from rtsim.specs.model import ModelSpec
 
 # Beyond any served context or batch; catches slipped digits.
@@ -29,21 +29,6 @@ class WorkloadSpec(Spec):
     dtype: DType | None = None
     kv_cache_dtype: KvDType | None = None
     quantization: Quantization = "none"
-
-    def dtype_for(self, model: ModelSpec) -> str:
-        """The dtype computed in."""
-        return self.dtype or model.dtype
-
-    def kv_dtype_for(self, model: ModelSpec) -> str:
-        """The dtype of the KV cache: 16 bits where the weights are narrower."""
-        if self.kv_cache_dtype is not None:
-            return self.kv_cache_dtype
-        dtype = self.dtype_for(model)
-        return dtype if dtype in ("fp32", "fp16", "bf16") else model.dtype
-
-    def weight_format_for(self, model: ModelSpec) -> WeightFormat:
-        """How the linear layers' weights are stored and multiplied."""
-        return weight_format(self.quantization, self.dtype_for(model))
 
     @property
     def last_context(self) -> int:
