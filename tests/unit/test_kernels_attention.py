@@ -9,6 +9,7 @@ import pytest
 from rtsim_kernels import attention, compiled, tables
 
 from rtsim import catalog
+from rtsim.device_facts import attention_peak_flops_per_s
 from rtsim.fitting import attention as recipe
 
 # Round numbers: 100 SMs at 1 GHz, 1 TB/s, an L2 of 10 MB; 1e13 FLOP/s on each SM.
@@ -336,7 +337,7 @@ def test_rows_that_cannot_be_used_are_named(column: str, value: Any, reason: str
 )
 def test_the_format_of_the_products(gpu: str, dtype: str, kv_dtype: str, width: str) -> None:
     spec = catalog.load_gpu(gpu)
-    assert recipe.peak_flops_per_s(spec, dtype, kv_dtype) == spec.peak_flops_per_s(width)
+    assert attention_peak_flops_per_s(spec, dtype, kv_dtype) == spec.peak_flops_per_s(width)
 
 
 def test_table_rows_become_kernel_inputs() -> None:

@@ -12,6 +12,7 @@ from rtsim_kernels import compiled, gemm, tables
 
 from rtsim import catalog
 from rtsim.fitting import gemm as recipe
+from rtsim.specs.dtype import OperandFormat, operand_format
 
 # Round numbers: 100 SMs at 1 GHz, 200 TFLOP/s, 1 TB/s, an L2 of 40 MB.
 DEVICE = np.array((100.0, 1e9, 1e12, 4e7, 2e13), tables.DEVICE)
@@ -242,15 +243,15 @@ def machine(dtype: str, stack: str = "vllm") -> recipe.Machine:
 
 
 def test_number_formats() -> None:
-    bf16 = recipe.number_format("bf16")
-    assert bf16 == recipe.NumberFormat("bf16", 2.0, 2.0, 2.0, 0.0)
-    weight_only = recipe.number_format("int8_wo")
-    assert weight_only == recipe.NumberFormat("bf16", 2.0, 1.0, 2.0, 0.0)
-    nvfp4 = recipe.number_format("nvfp4")
+    bf16 = operand_format("bf16")
+    assert bf16 == OperandFormat("bf16", 2.0, 2.0, 2.0, 0.0)
+    weight_only = operand_format("int8_wo")
+    assert weight_only == OperandFormat("bf16", 2.0, 1.0, 2.0, 0.0)
+    nvfp4 = operand_format("nvfp4")
     assert nvfp4 is not None
     assert nvfp4.a_bytes == nvfp4.b_bytes == 0.5625
     assert nvfp4.quantize_bytes == 2.0
-    assert recipe.number_format("w8a8_magic") is None
+    assert operand_format("w8a8_magic") is None
 
 
 def test_no_machine_for_math_that_the_gpu_lacks() -> None:

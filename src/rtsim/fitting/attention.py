@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rtsim_kernels import attention, tables
 from rtsim_kernels.tables import Coefficient
 
-from rtsim.device_facts import device_row
+from rtsim.device_facts import attention_peak_flops_per_s, device_row
 from rtsim.fit import Fit, fit_coefficients
 from rtsim.specs.gpu import GpuSpec
 
@@ -65,7 +65,6 @@ LARGEST_HEAD = 256
 FALLBACK_KERNELS = ("triton", "torch_flow_flashinfer")
 BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "fp8_static": 1.0}
 ARRIVING_BYTES = 2.0  # queries arrive, and outputs leave, in 16 bits also where the math is fp8
-FP8_MATH_OF_CACHE = "9.0"  # compute capability from which an fp8 cache means fp8 products
 
 
 @dataclass(frozen=True)
@@ -122,22 +121,6 @@ def usable(columns: Columns) -> NDArray[np.str_]:
     return reasons
 
 
-def peak_flops_per_s(gpu: GpuSpec, dtype: str, kv_dtype: str) -> float:
-    """Dense peak of the format that the products run in.
-
-    dtype: of the queries; kv_dtype: of the cache. 16-bit where the GPU has no fp8 units.
-    """
-    hopper = tuple(map(int, FP8_MATH_OF_CACHE.split(".")))
-    major, _, minor = gpu.compute_capability.partition(".")
-    new = major.isdigit() and minor.isdigit() and (int(major), int(minor)) >= hopper
-    if dtype.startswith("fp8") or (kv_dtype.startswith("fp8") and new):
-        fp8 = gpu.peak_flops_per_s("fp8")
-        if fp8 is not None:
-            return fp8
-    wide = "bf16" if dtype.startswith("fp8") else dtype
-    return gpu.peak_flops_per_s(wide) or gpu.peak_16_bit_flops_per_s or gpu.peak_fp32_flops_per_s
-
-
 def rows_of(
     columns: Columns, members: NDArray[np.intp], kind: str, gpu_of: Callable[[str], GpuSpec]
 ) -> Rows:
@@ -155,7 +138,7 @@ def rows_of(
         spec = gpu_of(gpu)
         devices[gpu] = device_row(spec)
         arriving = max(ARRIVING_BYTES, BYTES[dtype])
-        peak = peak_flops_per_s(spec, dtype, kv_dtype)
+        peak = attention_peak_flops_per_s(spec, dtype, kv_dtype)
         facts[gpu, dtype, kv_dtype] = (peak, arriving, BYTES[kv_dtype])
     return Rows(
         kind=kind,

@@ -1,7 +1,8 @@
 """Matrix products: from `gemm` rows to kernel inputs, and the coefficients.
 
 One fit covers one stack and number format on one or more GPUs. The number format sets what is
-read, at which peak it is multiplied and whether activations are quantised first (`FORMATS`).
+read, at which peak it is multiplied and whether activations are quantised first
+(`specs.dtype.operand_format`).
 
 Residency follows the method of a table (`METHODS`): benchmarks that cycle through a few weight
 copies find small weights in the L2, kernels timed inside a layer find theirs in DRAM.
@@ -23,7 +24,7 @@ from rtsim_kernels.tables import Coefficient
 
 from rtsim.device_facts import sustained_flops_per_s
 from rtsim.fit import Fit, fit_coefficients, select_rows
-from rtsim.specs.dtype import WEIGHT_FORMATS, dtype_bytes
+from rtsim.specs.dtype import operand_format
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -34,8 +35,6 @@ Columns = Mapping[str, NDArray[Any]]
 ROW_SIGMA = 0.05
 ROUNDING_S = 0.3e-6
 
-PLAIN_DTYPES = ("fp32", "tf32", "fp16", "bf16")
-WEIGHT_ONLY_DTYPE = "bf16"  # what weight-only formats multiply in, in the tables
 # Left out of fits, which their few slow kernels would pull; predicted all the same.
 MISALIGNED = "rows are not a multiple of 16 bytes"
 FAST_PATH_BYTES = 16  # rows of n and k elements must be a multiple of this for tensor cores
@@ -53,39 +52,6 @@ IN_A_MODEL = (math.inf, 1.0)
 EAGER_STACKS = ("pytorch",)
 EAGER_LAUNCH_S = 30e-6
 EAGER_CLOCK_HZ = 1.4e9  # typical of the GPUs timed so, to state that launch in clocks
-
-
-@dataclass(frozen=True)
-class NumberFormat:
-    """Facts of one dtype column entry. `math_dtype` names the peak rate."""
-
-    math_dtype: str
-    a_bytes: float
-    b_bytes: float
-    out_bytes: float
-    quantize_bytes: float
-
-
-def number_format(dtype: str) -> NumberFormat | None:
-    """What a dtype of a gemm table reads, writes and multiplies in; None for one not modelled.
-
-    >>> number_format("fp8").quantize_bytes
-    2.0
-    """
-    if dtype in PLAIN_DTYPES:
-        element = dtype_bytes(dtype)
-        return NumberFormat(dtype, element, element, element, 0.0)
-    weights = WEIGHT_FORMATS.get(dtype)
-    if weights is None:
-        return None
-    out = dtype_bytes(WEIGHT_ONLY_DTYPE)
-    if weights.compute_dtype is None:
-        return NumberFormat(WEIGHT_ONLY_DTYPE, out, weights.bytes_per_weight, out, 0.0)
-    activation = (
-        weights.bytes_per_weight if dtype == "nvfp4" else dtype_bytes(weights.compute_dtype)
-    )
-    quantize = out if weights.quantizes_activations else 0.0
-    return NumberFormat(weights.compute_dtype, activation, weights.bytes_per_weight, out, quantize)
 
 
 @dataclass(frozen=True)
@@ -121,7 +87,7 @@ class Machine:
 
 def machine_of(gpu: GpuSpec, device: Any, stack: str, dtype: str) -> Machine | None:
     """Facts of one GPU, stack and dtype; None where the GPU has no such math or dtype."""
-    form = number_format(dtype)
+    form = operand_format(dtype)
     peak = None if form is None else gpu.peak_flops_per_s(form.math_dtype)
     if form is None or peak is None:
         return None
@@ -140,7 +106,7 @@ def usable(columns: Columns) -> NDArray[np.str_]:
     """Why each row cannot be used, "" where it can."""
     dtypes = columns["dtype"]
     reasons = np.full(len(dtypes), "", dtype="U64")
-    forms = {name: number_format(name) for name in set(dtypes.tolist())}
+    forms = {name: operand_format(name) for name in set(dtypes.tolist())}
 
     def mark(bad: Any, reason: str) -> None:
         reasons[bad & (reasons == "")] = reason
@@ -217,7 +183,7 @@ _ORDINARY_CORES = {  # fp32 without tensor cores: 128 FLOPs per clock and SM, 4-
 def coefficients_for(stack: str, dtype: str) -> tuple[Coefficient, ...]:
     """The declared coefficients with the priors of a stack and dtype."""
     changed: dict[str, tuple[float, float]] = {}
-    form = number_format(dtype)
+    form = operand_format(dtype)
     if form is not None and form.quantize_bytes > 0:
         changed = dict(_QUANTIZED)
     elif form is not None and form.b_bytes < form.a_bytes:
