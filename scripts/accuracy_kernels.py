@@ -38,6 +38,7 @@ from rtsim.errors import NotSupported  # noqa: E402
 from rtsim.fitting import kernel_rows, kinds, network_rows  # noqa: E402
 from rtsim.fitting.generation import configurations, fit_stack  # noqa: E402
 from rtsim.measurements import Columns, read_table  # noqa: E402
+from rtsim.profile import Profile, gpu_distance, load_profile, profile_names  # noqa: E402
 
 MARKDOWN = ROOT / "docs" / "accuracy-kernels.md"
 JSON = ROOT / "docs" / "accuracy-kernels.json"
@@ -321,39 +322,43 @@ def curve(all_sections: Sequence[Section]) -> dict[int, float]:
     return {count: float(np.mean(found)) for count, found in points.items()}
 
 
-def network_left_out(columns: Columns) -> dict[str, np.ndarray]:
-    """GPU -> signed errors of forward passes, kernels fitted on the other GPUs' kernel rows."""
-    from rtsim.operators import StackTraits
-    from rtsim.profile import GROUPS, Profile
+def network_left_out(columns: Columns) -> dict[str, dict[str, np.ndarray]]:
+    """Way -> GPU -> signed errors of forward passes with no row of the GPU in any fit.
 
-    parts = {
+    "nearest": the shipped profile of the GPU most like it, as the command would choose; "joint":
+    one fit of the kernels over all other GPUs.
+    """
+    shipped_profiles = [p for p in map(load_profile, profile_names()) if p.stack == "pytorch"]
+    kernels = {
         kind: [s for s in sections(kind, None) if s.stack == "pytorch"]
         for kind in ("gemm", "elementwise")
     }
-    errors = {}
+    errors: dict[str, dict[str, np.ndarray]] = {"nearest": {}, "joint": {}}
     for name in sorted(set(columns["gpu"].tolist())):
         gpu = load_gpu(name)
+        others = [p for p in shipped_profiles if p.gpu != gpu.name]
+        nearest = min(others, key=lambda p: gpu_distance(gpu, p))
         coefficients = {}
-        for found in parts.values():
-            others = [b for s in found if s.gpu != gpu.name for b in s.fitted]
-            fitted = kinds.fit_blocks(others, quick=True)
+        for found in kernels.values():
+            fitted = kinds.fit_blocks([b for s in found if s.gpu != gpu.name for b in s.fitted])
             coefficients[fitted.section] = fitted.coefficients
-        none = dict.fromkeys(GROUPS, 0.0)
-        profile = Profile(
-            name="", stack="pytorch", gpu="", architecture="", traits=StackTraits(),
-            coefficients=coefficients, sigma_seen=none, sigma_unseen=none, sigma_row=0.0,
-            transfer_sigma=none, fitted_shapes=(),
-        )  # fmt: skip
-        own = []
-        for i in np.flatnonzero(columns["gpu"] == name):
-            row = {column: columns[column][i].item() for column in columns}
-            try:
-                predicted_s = network_rows.forward_pass(row, gpu, profile).seconds
-            except NotSupported:
-                continue
-            own.append(predicted_s / (1e-3 * row["measured_ms"]) - 1.0)
-        errors[name] = np.array(own)
+        joint = replace(nearest, coefficients=coefficients)
+        errors["nearest"][name] = pass_errors(columns, name, nearest)
+        errors["joint"][name] = pass_errors(columns, name, joint)
     return errors
+
+
+def pass_errors(columns: Columns, gpu: str, profile: Profile) -> np.ndarray:
+    """Signed errors of a GPU's forward passes with a profile."""
+    own = []
+    for i in np.flatnonzero(columns["gpu"] == gpu):
+        row = {column: columns[column][i].item() for column in columns}
+        try:
+            predicted_s = network_rows.forward_pass(row, load_gpu(gpu), profile).seconds
+        except NotSupported:
+            continue
+        own.append(predicted_s / (1e-3 * row["measured_ms"]) - 1.0)
+    return np.array(own)
 
 
 def generation_goals(folder: Path) -> list[tuple[str, float, float, float]]:
@@ -458,6 +463,10 @@ LEFT_OUT_TARGETS: tuple[tuple[str, tuple[str, ...], float, float], ...] = (
      ("attention_decode.bf16", "attention_decode.fp16"), 0.20, 0.12),
 )  # fmt: skip
 NETWORK_MUST, NETWORK_AIM = 0.09, 0.06
+NETWORK_WAYS = {
+    "nearest": "forward passes, no row of the GPU in any fit: profile of the nearest GPU",
+    "joint": "forward passes, no row of the GPU in any fit: joint fit of the others",
+}
 COVERED_MUST, COVERED_AIM = (0.85, 0.95), (0.88, 0.92)
 
 
@@ -561,19 +570,24 @@ def report(folder: Path | None) -> Report:
             "rows": len(whole), "mape": value, "coverage_90": network_covered
         }  # fmt: skip
         network = network_left_out(read_table(folder / "network_inference.csv").columns)
-        errors = np.concatenate(list(network.values()))
-        value = float(np.abs(errors).mean())
-        goals.append(
-            ["forward passes, no row of the GPU in any fit", share(NETWORK_MUST),
-             share(NETWORK_AIM), percent(value), verdict(value, NETWORK_MUST, NETWORK_AIM)]
-        )  # fmt: skip
+        for way, found_errors in network.items():
+            value = float(np.abs(np.concatenate(list(found_errors.values()))).mean())
+            goals.append(
+                [NETWORK_WAYS[way], share(NETWORK_MUST), share(NETWORK_AIM), percent(value),
+                 verdict(value, NETWORK_MUST, NETWORK_AIM)]
+            )  # fmt: skip
         network_rows_text = [
-            [gpu, str(len(e)), percent(np.abs(e).mean()), f"{100 * e.mean():+.1f} %"]
-            for gpu, e in network.items()
-        ]
+            [NETWORK_WAYS[way], gpu, str(len(e)), percent(np.abs(e).mean()),
+             f"{100 * e.mean():+.1f} %"]
+            for way, found_errors in network.items()
+            for gpu, e in found_errors.items()
+        ]  # fmt: skip
         out.figures["network_left_out"] = {
-            gpu: {"rows": len(e), "mape": float(np.abs(e).mean()), "bias": float(e.mean())}
-            for gpu, e in network.items()
+            way: {
+                gpu: {"rows": len(e), "mape": float(np.abs(e).mean()), "bias": float(e.mean())}
+                for gpu, e in found_errors.items()
+            }
+            for way, found_errors in network.items()
         }
         for kind, (_, groups) in by_kind.items():
             inside = together(groups).inside
@@ -615,7 +629,7 @@ def report(folder: Path | None) -> Report:
     if network_rows_text:
         out.text += [
             "Forward passes with no kernel row of the GPU in the fit:",
-            table(["GPU", "rows", "mean error", "bias"], network_rows_text),
+            table(["way", "GPU", "rows", "mean error", "bias"], network_rows_text),
         ]
     if curves:
         header = ["kind", *(f"{count} rows" for count in CURVE)]

@@ -7,6 +7,7 @@ kernel with the row that the profile resolves to.
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from rtsim.profile import (
     attention_row,
     collective_row,
     gemm_row,
+    gpu_distance,
     interval_half_width,
     load_profile,
     memory_bound_row,
@@ -368,3 +370,32 @@ def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     return int(stop.value.code or 0)
+
+
+def test_a_gpu_of_one_instruction_set_is_nearer_than_one_of_another():
+    # Volta's kernels run on Turing; P100 has more in common with V100 by its figures alone.
+    v100 = load_gpu("v100-pcie-32gb")
+    distances = {
+        name: gpu_distance(v100, load_profile(f"pytorch-{name}"))
+        for name in ("t4", "a100-pcie-40gb", "p100-pcie-16gb", "v100-pcie-32gb")
+    }
+    assert distances["v100-pcie-32gb"] == 0.0
+    assert min(d for d in distances.values() if d) == distances["t4"]
+
+
+def test_200000_rows_take_seconds(tmp_path):
+    rng = np.random.default_rng(0)
+    n = 200_000
+    columns = {
+        "gpu": rng.choice(np.array(["A100-SXM4-80GB", "H100-SXM5-80GB", "L40S"]), n),
+        "stack": rng.choice(np.array(["vllm", "trtllm", "sglang"]), n),
+        "dtype": rng.choice(np.array(["bf16", "fp8"]), n),
+        "time_us": np.full(n, 100.0),
+        **{name: rng.integers(1, 512, n) * 16 for name in ("m", "n", "k")},
+        "batch": np.ones(n, np.int64),
+    }
+    kernel_rows.predict_gemm({k: v[:10] for k, v in columns.items()}, None)  # compile
+    start = time.process_time()
+    times = kernel_rows.predict_gemm(columns, None)["time"]
+    assert time.process_time() - start < 5.0
+    assert (times.skip == "").all()
