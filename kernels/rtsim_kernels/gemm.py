@@ -6,7 +6,8 @@ model takes the fastest:
     tiles   = round_up(m/tm) round_up(n/tn) batch s            round_up(x) = x + tile_round
     waves   = tiles/SMs + wave_round (ceil(tiles/SMs) - tiles/SMs)          (ceil(x) - x), >= 1
     steps   = ceil(k / s / (128 bytes of elements))                       loop of one tile over k
-    math    = 2 tm tn step_k steps (1 + EDGE/tm + EDGE/tn) / (compute_frac peak/SMs)
+    area    = max(tm, min(least_rows, m)) max(tn, least_columns)
+    math    = 2 area step_k steps (1 + EDGE/tm + EDGE/tn) / (compute_frac peak/SMs)
     power   = 1 + power_drop log10(1 + waves math / 100 us)             clocks fall in long kernels
     body    = waves math power + (1 + (waves - 1) wave_round) (fill/2 + store)
     chain   = steps step_s sqrt(2.9e12 / 16-bit FLOPs per s and SM)      latency of one loop over k
@@ -23,6 +24,16 @@ and spread the last wave: their `wave_round` is near 0.15, that of classic ones 
 l2_edge is the edge of a square tile at which the L2 just keeps the tensor cores of the whole GPU
 busy; sm_edge the same for the path of one SM. As lengths they hold on
 SMs of 1,024 to 8,192 FLOPs per clock, where bytes per clock do not.
+
+A library runs no tile below `least_rows` by `least_columns`: smaller candidates cost as much
+math. Narrow formats run tiles of 64-200 rows unless m is less, which the min in `area` says;
+batched fp32 products one of 128 x 128 or 64 x 128 whatever their size, so there is no min there.
+
+Ordinary cores (4-byte activations) have tiles and a depth of their own (CORE_*). Their math is
+slower by 1 + long_row_cost log2(1 + row bytes / 32 KiB), rows being k long (P100: by half at
+64 KiB; others by a few per cent). Where a board sustains less than the datasheet's rate
+(gemm.peak_flops_per_s < device.vector_flops_per_s), a product starts at the latter and
+approaches the former: busy *= 1 + (ratio - 1) busy / (busy + 0.6 ms). T4 falls to half within 3 ms.
 
 Cache residency. Cyclic re-use of W bytes in a cache of C bytes with random replacement misses
 the share y that solves 1 - y = exp(-y W/C) (0 for W <= C); C = l2_use l2_bytes. Weights come
@@ -46,8 +57,9 @@ row (m = 1) stream and do not care. Evidence: prompt passes of unfused attention
 (rows of 8-byte alignment) against 384 and 472; the tables of plain products hold no misaligned
 16-bit row, so fits leave the coefficient at its prior.
 
-Not modelled: the kernel that a library really picks (single shapes move by tens of per cent; no
-split below k = 8,192 on L40S costs it 20-150 % there).
+Not modelled: TF32 (4-byte activations count as ordinary cores); the kernel that a library really
+picks (single shapes move by tens of per cent; no split below k = 8,192 on L40S costs it 20-150 %
+there, fp8 kernels chosen by thresholds of n 20-60 %).
 
 Sources: tiles, waves and split-K as in CUTLASS; cache model after Fagin's and Dan-Towsley's
 treatment of random replacement; constants and priors from measured bf16 GEMMs on A100, H100,
@@ -94,6 +106,11 @@ GEMM_COEFFICIENTS = (
                 "share of a full wave that a partial one costs beyond its work"),
     Coefficient("tile_round", 0.66, 0.3, 0.05, 1.0, "1",
                 "share of a full tile that a partial one costs beyond its work"),
+    Coefficient("least_rows", 16.0, 0.5, 4.0, 280.0, "elements",
+                "rows of the smallest tile the library runs: a smaller one costs as much"),
+    Coefficient("least_columns", 64.0, 0.5, 4.0, 280.0, "elements", "columns of it"),
+    Coefficient("long_row_cost", 0.03, 1.2, 0.001, 1.5, "1",
+                "slow-down per doubling of rows beyond 32 KiB, ordinary cores"),
     Coefficient("misaligned_cost", 1.0, 0.5, 0.05, 5.0, "1",
                 "slow-down per halving of the alignment of rows below 16 bytes"),
     Coefficient("quantize_s", 2.5e-6, 0.4, 1e-7, 5e-5, "s", "start of the quantisation kernel"),
@@ -122,12 +139,20 @@ TILE_M = (16.0, 32.0, 64.0, 64.0, 128.0, 128.0)
 TILE_N = (64.0, 64.0, 64.0, 128.0, 128.0, 256.0)
 SPLITS = (1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 
+# Ordinary cores (fp32): tiles of cuBLAS' sgemm kernels, by their names; 8 elements of k a step.
+CORE_TILE_M = (32.0, 32.0, 128.0, 64.0, 64.0, 128.0, 128.0)
+CORE_TILE_N = (32.0, 128.0, 32.0, 64.0, 128.0, 64.0, 128.0)
+CORE_STEP_BYTES = 32.0
+CORE_EDGE = 7.5  # 6-14 from the rates of single kernels on V100 and A100
+
 EDGE = 3.2  # elements lost on each edge of a tile; 2.7-3.6 when fitted on each of six GPUs
 STEP_BYTES = 128.0  # one step along k: a shared-memory row of every tensor-core kernel
 FILL_STEPS = 4.0  # depth of the load pipeline: shorter loops fill less of it
 STEP_SM_FLOPS_PER_S = 2.9e12  # 16-bit rate of the SM at which step_s is stated (A100)
 STEP_ELEMENT_BYTES = 2.0
 PARTIAL_BYTES = 4.0  # a split-K partial result in fp32; reading it back is part of split_s
+THROTTLE_S = 6e-4  # half of the way to the clock that the board's power carries (T4)
+LONG_ROW_BYTES = 32768.0  # slow from here on, on P100: rows lie in pages of their own
 LONG_KERNEL_S = 1e-4  # clocks begin to fall at about this length
 BLOCK_ELEMENTS = 128.0 * 256.0  # the largest tile: elements per SM of tiles in flight together
 CUDA_CORE_BYTES = 4.0  # fp32 activations: no tensor cores, which want rows of whole 16 bytes
@@ -193,7 +218,8 @@ def gemm_roofline_s(
 ) -> float:
     """No kernel is faster: max(flops / peak, bytes missing the L2 once / DRAM bandwidth)."""
     once, _ = missing_bytes(m, n, k, batch, weight_copies, gemm, device)
-    return max(gemm_flops(m, n, k, batch) / gemm.peak_flops_per_s, once / device.hbm_bytes_per_s)
+    math_s = gemm_flops(m, n, k, batch) / short_flops_per_s(gemm, device)
+    return max(math_s, once / device.hbm_bytes_per_s)
 
 
 @jit
@@ -227,6 +253,18 @@ def round_up(parts: float, share: float) -> float:
     return max(1.0, parts + share * (math.ceil(parts) - parts))
 
 
+@jit
+def short_flops_per_s(gemm: Any, device: Any) -> float:
+    """Peak rate before the power limit of the board acts: on the ordinary cores, the datasheet's.
+
+    gemm.peak_flops_per_s may be less there: what the board sustains.
+    """
+    peak: float = gemm.peak_flops_per_s
+    if gemm.a_bytes >= CUDA_CORE_BYTES:
+        peak = max(peak, device.vector_flops_per_s)
+    return peak
+
+
 class Rates(NamedTuple):
     """What the candidates of one product share: seconds per unit of work, and its DRAM time."""
 
@@ -236,20 +274,23 @@ class Rates(NamedTuple):
     step_s: float  # latency of a step along k
     fill_s: float  # of a tile with a loop of FILL_STEPS or more
     dram_s: float  # of the whole product
+    throttle: float  # what a long product takes longer than a short one for want of power, share
 
 
 @jit
 def rates_of(dram: float, gemm: Any, device: Any) -> Rates:
     """Rates of a GEMM row on a device; `dram`: seconds of DRAM traffic."""
+    short = short_flops_per_s(gemm, device)
     byte_s = 1.0 / (gemm.a_bytes * gemm.peak_flops_per_s)
     reference = STEP_SM_FLOPS_PER_S * device.sm_count * STEP_ELEMENT_BYTES
     return Rates(
-        device.sm_count / (gemm.compute_frac * gemm.peak_flops_per_s),
+        device.sm_count / (gemm.compute_frac * short),
         device.sm_count * gemm.sm_edge * byte_s,
         gemm.l2_edge * byte_s,
         gemm.step_s * math.sqrt(reference * byte_s),
         gemm.fill_clocks / device.clock_hz,
         dram,
+        short / gemm.peak_flops_per_s - 1.0,
     )
 
 
@@ -261,6 +302,7 @@ def candidate_s(
     rows: float,
     columns: float,
     step_flops: float,
+    step_bytes: float,
     sm_count: float,
     best: float,
     rates: Any,
@@ -274,8 +316,8 @@ def candidate_s(
     """  # fmt: skip
     waves = round_up(tiles / sm_count, gemm.wave_round)
     stored = gemm.store_cost * rows * columns * (gemm.out_bytes if split == 1.0 else PARTIAL_BYTES)
-    step_bytes = (rows * gemm.a_bytes + columns * gemm.b_bytes) * STEP_BYTES / gemm.a_bytes
-    traffic = (step_bytes * steps + stored) * max(waves * rates.sm_byte_s, tiles * rates.l2_byte_s)
+    moved = (rows * gemm.a_bytes + columns * gemm.b_bytes) * step_bytes / gemm.a_bytes
+    traffic = (moved * steps + stored) * max(waves * rates.sm_byte_s, tiles * rates.l2_byte_s)
     chain = steps * rates.step_s
     fill = rates.fill_s * min(1.0, steps / FILL_STEPS)
     extra = fill if split == 1.0 else fill + gemm.split_s
@@ -287,6 +329,7 @@ def candidate_s(
     if left <= 0.0 or body * body * body + others >= left * left * left:
         return math.inf, 0.0, 0.0
     body += busy * gemm.power_drop * math.log10(1.0 + busy / LONG_KERNEL_S)
+    body += busy * rates.throttle * busy / (busy + THROTTLE_S)
     total = extra + (body * body * body + others) ** (1.0 / 3.0)
     return total, body, max(traffic, rates.dram_s)
 
@@ -316,19 +359,28 @@ def gemm_s(
     once, again = missing_bytes(m, n, k, batch, weight_copies, gemm, device)
     rates = rates_of(dram_s(once, again, gemm, device), gemm, device)
     sm_count = device.sm_count
-    step_k = STEP_BYTES / gemm.a_bytes
+    cores = gemm.a_bytes >= CUDA_CORE_BYTES
+    step_bytes = CORE_STEP_BYTES if cores else STEP_BYTES
+    edge = CORE_EDGE if cores else EDGE
+    # Kernels for tensor cores come in heights down to 16 rows, chosen by m.
+    least_rows = gemm.least_rows if cores else min(m, gemm.least_rows)
+    slow = 1.0
+    if cores:
+        slow += gemm.long_row_cost * math.log2(1.0 + k * gemm.a_bytes / LONG_ROW_BYTES)
+    step_k = step_bytes / gemm.a_bytes
     k_steps = k / step_k
     best = math.inf
     best_body = 0.0
     best_memory = 0.0
-    n_tiles = len(TILE_M)
+    n_tiles = len(CORE_TILE_M) if cores else len(TILE_M)
     for i in range(n_tiles):
         # The likely winner first: small tiles for few rows. It only speeds up the search.
         at = i if m <= TILE_M[2] else n_tiles - 1 - i
-        tm = TILE_M[at]
-        tn = TILE_N[at]
+        tm = CORE_TILE_M[at] if cores else TILE_M[at]
+        tn = CORE_TILE_N[at] if cores else TILE_N[at]
         tiles = round_up(m / tm, gemm.tile_round) * round_up(n / tn, gemm.tile_round) * batch
-        step_flops = 2.0 * tm * tn * step_k * (1.0 + EDGE / tm + EDGE / tn)
+        step_flops = 2.0 * max(tm, least_rows) * max(tn, gemm.least_columns) * step_k
+        step_flops *= (1.0 + edge / tm + edge / tn) * slow
         # Every split does this much math, reads as much from the L2 and waits for the same DRAM.
         math_s = tiles / sm_count * k_steps * step_flops * rates.flop_s
         operand_bytes = (min(m, tm) * gemm.a_bytes + min(n, tn) * gemm.b_bytes) * k
@@ -341,7 +393,7 @@ def gemm_s(
                 break
             total, body, memory = candidate_s(
                 math.ceil(k_steps / split), tiles * split, split, min(m, tm), min(n, tn),
-                step_flops, sm_count, best, rates, gemm,
+                step_flops, step_bytes, sm_count, best, rates, gemm,
             )  # fmt: skip
             if total < best:
                 best = total
@@ -351,9 +403,10 @@ def gemm_s(
                 break  # one step is left: a finer split only adds tiles
     fixed = gemm.launch_clocks / device.clock_hz + quantize_s(m, k, batch, gemm, device)
     if gemm.a_bytes < CUDA_CORE_BYTES and m > 1.0:
-        lost = max(halvings(k * gemm.a_bytes), halvings(n * gemm.out_bytes))
+        element = math.floor(gemm.a_bytes) if gemm.a_bytes >= 1.0 else 0.5  # scales lie apart
+        lost = max(halvings(k * element), halvings(n * gemm.out_bytes))
         best *= 1.0 + gemm.misaligned_cost * lost
-    seconds = max(fixed + best, gemm_flops(m, n, k, batch) / gemm.peak_flops_per_s)
+    seconds = max(fixed + best, gemm_flops(m, n, k, batch) / short_flops_per_s(gemm, device))
     bound = BOUND_MEMORY
     if best_body > best_memory:
         bound = BOUND_COMPUTE

@@ -111,7 +111,9 @@ def test_colder_weights_never_take_less_time(
 
 @given(
     problems, copies, gemm_rows(), devices, st.floats(1.0, 4.0),
-    st.sampled_from(["clock_hz", "hbm_bytes_per_s", "l2_bytes", "peak_flops_per_s"]),
+    st.sampled_from([
+        "clock_hz", "hbm_bytes_per_s", "l2_bytes", "peak_flops_per_s", "vector_flops_per_s",
+    ]),
 )  # fmt: skip
 @settings(max_examples=300, deadline=None)
 def test_a_faster_part_never_takes_longer(
@@ -135,7 +137,7 @@ def test_never_below_the_roofline(
     floor = gemm.gemm_roofline_s(*size, n_copies, g, d)
     assert timed(size, n_copies, row, device) * EXACT >= floor
     # And the bound is no weaker than arithmetic alone.
-    assert floor >= gemm.gemm_flops(*size) / g.peak_flops_per_s
+    assert floor >= gemm.gemm_flops(*size) / gemm.short_flops_per_s(g, d)
 
 
 @given(st.floats(1.0, 1e4), st.floats(1.0, 2.0))

@@ -24,6 +24,7 @@ FACTS = {
     "quantize_bytes": 0.0,
     "activation_copies": 1.0,
 }
+FP32 = {"a_bytes": 4.0, "b_bytes": 4.0, "out_bytes": 4.0}
 PRIORS = {c.name: c.prior for c in gemm.GEMM_COEFFICIENTS}
 COLD = math.inf
 SIZES = [
@@ -77,24 +78,36 @@ def naive_s(m: float, n: float, k: float, batch: float, copies: float, g: Any, d
     def up(x: float, share: float) -> float:
         return max(1.0, x + share * (math.ceil(x) - x))
 
-    peak = g.peak_flops_per_s
-    step_k = 128.0 / g.a_bytes
+    cores = g.a_bytes == 4.0
+    peak = max(g.peak_flops_per_s, d.vector_flops_per_s) if cores else g.peak_flops_per_s
+    short = peak / g.peak_flops_per_s - 1.0
+    tile_m, tile_n = (gemm.CORE_TILE_M, gemm.CORE_TILE_N) if cores else (gemm.TILE_M, gemm.TILE_N)
+    edge = gemm.CORE_EDGE if cores else gemm.EDGE
+    long_rows = 1.0 + g.long_row_cost * math.log2(1.0 + k * g.a_bytes / 32768.0) if cores else 1.0
+    least_rows = g.least_rows if cores else min(m, g.least_rows)
+    step_k = (32.0 if cores else 128.0) / g.a_bytes
     found = []
-    for (tm, tn), s in itertools.product(zip(gemm.TILE_M, gemm.TILE_N, strict=True), gemm.SPLITS):
+    for (tm, tn), s in itertools.product(zip(tile_m, tile_n, strict=True), gemm.SPLITS):
         steps = math.ceil(k / s / step_k)
         tiles = up(m / tm, g.tile_round) * up(n / tn, g.tile_round) * batch * s
         waves = up(tiles / d.sm_count, g.wave_round)
         area = min(m, tm) * min(n, tn)
         stored = g.store_cost * area * (g.out_bytes if s == 1.0 else 4.0)
         loaded = (min(m, tm) * g.a_bytes + min(n, tn) * g.b_bytes) * step_k * steps
-        flops = 2.0 * tm * tn * step_k * steps * (1.0 + gemm.EDGE / tm + gemm.EDGE / tn)
+        flops = 2.0 * max(tm, least_rows) * max(tn, g.least_columns) * step_k * steps
+        flops *= long_rows * (1.0 + edge / tm + edge / tn)
         busy = waves * flops / (g.compute_frac * peak / d.sm_count)
         fill = g.fill_clocks / d.clock_hz * min(1.0, steps / 4.0)
-        sm_byte_s = d.sm_count * g.sm_edge / (g.a_bytes * peak)
-        l2_byte_s = g.l2_edge / (g.a_bytes * peak)
+        sm_byte_s = d.sm_count * g.sm_edge / (g.a_bytes * g.peak_flops_per_s)
+        l2_byte_s = g.l2_edge / (g.a_bytes * g.peak_flops_per_s)
         body = busy * (1.0 + g.power_drop * math.log10(1.0 + busy / 1e-4))
+        body += short * busy * busy / (busy + 6e-4)
         body += (1.0 + (waves - 1.0) * g.wave_round) * (fill / 2.0 + stored * sm_byte_s)
-        chain = steps * g.step_s * math.sqrt(2.9e12 * d.sm_count * 2.0 / (peak * g.a_bytes))
+        chain = (
+            steps
+            * g.step_s
+            * math.sqrt(2.9e12 * d.sm_count * 2.0 / (g.peak_flops_per_s * g.a_bytes))
+        )
         traffic = (loaded + stored) * max(waves * sm_byte_s, tiles * l2_byte_s)
         smooth = (body**3 + chain**3 + traffic**3 + dram**3) ** (1.0 / 3.0)
         found.append(fill + smooth + (g.split_s if s > 1.0 else 0.0))
@@ -104,7 +117,15 @@ def naive_s(m: float, n: float, k: float, batch: float, copies: float, g: Any, d
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("copies", [1.0, 5.5, COLD])
-@pytest.mark.parametrize("changed", [{}, {"activation_copies": 5.5, "split_s": 1e-7}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"activation_copies": 5.5, "split_s": 1e-7},
+        {"least_rows": 100.0, "least_columns": 110.0},
+        {**FP32, "peak_flops_per_s": 8e12, "long_row_cost": 0.5, "least_rows": 64.0},
+    ],
+)
 def test_search_finds_what_an_exhaustive_one_finds(
     size: tuple[float, float, float, float], copies: float, changed: dict[str, float]
 ) -> None:
@@ -203,6 +224,63 @@ def test_one_misaligned_row_streams() -> None:
     assert timed(1.0, 4095.0, 4096.0, misaligned_cost=5.0) == timed(
         1.0, 4095.0, 4096.0, misaligned_cost=0.05
     )
+
+
+def test_scales_between_elements_do_not_misalign_rows() -> None:
+    nvfp4 = {"a_bytes": 0.5625, "b_bytes": 0.5625}
+    assert timed(64.0, 64.0, 64.0, **nvfp4, misaligned_cost=5.0) == timed(
+        64.0, 64.0, 64.0, **nvfp4, misaligned_cost=0.05
+    )
+
+
+def test_a_library_without_small_tiles_pays_for_the_large_one() -> None:
+    """Small fp32 products, one on each SM: a 128 x 128 tile does 16 times the math of 32 x 32."""
+    fixed = PRIORS["launch_clocks"] / float(DEVICE["clock_hz"])
+    quick = {"step_s": 5e-9, "l2_edge": 2.0, "sm_edge": 2.0, "fill_clocks": 10.0}
+    board = {**FP32, **quick, "peak_flops_per_s": 2e13, "power_drop": 0.005}
+
+    def seconds(least: float) -> float:
+        tile = {"least_rows": least, "least_columns": least}
+        return timed(32.0, 32.0, 512.0, 100.0, copies=1.0, **board, **tile)[0] - fixed
+
+    # Less is lost at the edges of the large one.
+    edges = (1.0 + 2.0 * gemm.CORE_EDGE / 128.0) / (1.0 + 2.0 * gemm.CORE_EDGE / 32.0)
+    assert seconds(128.0) / seconds(32.0) == pytest.approx(16.0 * edges, rel=0.1)
+    # On tensor cores tiles are no higher than there are rows, but as wide.
+    narrow = {"a_bytes": 1.0, "b_bytes": 1.0, "least_rows": 128.0}
+    one_row = timed(16.0, 64.0, 8192.0, 1000.0, **narrow)
+    assert one_row == timed(16.0, 64.0, 8192.0, 1000.0, **{**narrow, "least_rows": 16.0})
+
+
+def test_a_board_short_of_power_slows_down_in_long_products() -> None:
+    """Sustained 1e13 of 2e13 FLOP/s: half the rate in the end, more in the first 0.1 ms."""
+    quick = {
+        "step_s": 5e-9,
+        "l2_edge": 2.0,
+        "sm_edge": 2.0,
+        "fill_clocks": 10.0,
+        "power_drop": 0.005,
+    }
+    board = {**FP32, **quick, "peak_flops_per_s": 1e13, "compute_frac": 1.0}
+
+    def rate(size: float) -> float:
+        fixed = PRIORS["launch_clocks"] / float(DEVICE["clock_hz"])
+        return 2.0 * size**3 / (timed(size, size, size, **board)[0] - fixed)
+
+    assert rate(16384.0) < 1.05e13
+    assert rate(1280.0) > 1.2e13
+    unlimited = tables.as_row(row(**{**board, "peak_flops_per_s": 3e13}))
+    assert gemm.short_flops_per_s(unlimited, tables.as_row(DEVICE)) == 3e13
+
+
+def test_long_rows_cost_the_ordinary_cores() -> None:
+    def seconds(k: float, cost: float, **changed: float) -> float:
+        return timed(2048.0, 2048.0, k, long_row_cost=cost, **changed)[0]
+
+    fp32 = {**FP32, "peak_flops_per_s": 2e13}
+    assert seconds(65536.0, 0.5, **fp32) > 2.0 * seconds(65536.0, 0.001, **fp32)
+    assert seconds(64.0, 0.5, **fp32) < 1.02 * seconds(64.0, 0.001, **fp32)
+    assert seconds(65536.0, 0.5) == seconds(65536.0, 0.001)
 
 
 def test_quantisation_is_a_kernel_of_its_own() -> None:

@@ -23,7 +23,7 @@ from rtsim_kernels import gemm
 from rtsim_kernels.tables import Coefficient
 
 from rtsim.device_facts import sustained_flops_per_s
-from rtsim.fit import Fit, fit_coefficients, select_rows
+from rtsim.fit import DERIVATIVE_STEP, Fit, fit_coefficients, select_rows
 from rtsim.specs.dtype import operand_format
 from rtsim.specs.gpu import GpuSpec
 
@@ -34,6 +34,7 @@ Columns = Mapping[str, NDArray[Any]]
 # so that the robust loss counts absolute errors. Tables printed to 1 us add that rounding.
 ROW_SIGMA = 0.05
 ROUNDING_S = 0.3e-6
+WIDE_STEP = 0.2  # of a first derivative, in prior deviations
 
 # Left out of fits, which their few slow kernels would pull; predicted all the same.
 MISALIGNED = "rows are not a multiple of 16 bytes"
@@ -163,20 +164,25 @@ def choose_rows(rows: Rows, count: int = 64, seed: int = 0) -> NDArray[np.intp]:
 # What fits of other GPUs found for a class of formats, as (prior, spread) by coefficient; other
 # coefficients keep their declared prior. From 10 to 17 fits of trtllm, vllm and sglang tables.
 _QUANTIZED = {  # both operands narrow: CUTLASS and DeepGEMM kernels, most without split-K
-    "launch_clocks": (3500.0, 0.25), "compute_frac": (0.86, 0.2), "power_drop": (0.10, 0.8),
-    "ramp_s": (1.2e-6, 0.6), "l2_use": (0.25, 0.7), "l2_edge": (185.0, 0.35),
-    "sm_edge": (66.0, 0.25), "store_cost": (3.0, 0.7), "fill_clocks": (300.0, 1.0),
-    "step_s": (1.9e-7, 0.5), "split_s": (3e-5, 1.3), "wave_round": (0.4, 0.8),
-    "tile_round": (0.8, 0.3), "quantize_s": (4.5e-6, 0.7), "quantize_row_s": (6e-10, 1.0),
+    "launch_clocks": (2600.0, 0.2), "compute_frac": (0.9, 0.2), "power_drop": (0.075, 0.8),
+    "ramp_s": (1.2e-6, 0.7), "l2_use": (0.22, 0.7), "l2_edge": (150.0, 0.35),
+    "sm_edge": (62.0, 0.3), "store_cost": (3.3, 0.7), "fill_clocks": (250.0, 1.0),
+    "step_s": (1.6e-7, 0.5), "split_s": (4.5e-5, 1.1), "wave_round": (0.55, 0.6),
+    "tile_round": (0.8, 0.3), "least_rows": (95.0, 0.6), "least_columns": (82.0, 0.25),
+    "quantize_s": (5e-6, 0.7), "quantize_row_s": (5e-10, 1.5),
 }  # fmt: skip
 _WEIGHT_ONLY = {  # weights are widened in the loop
-    "launch_clocks": (10400.0, 0.15), "compute_frac": (0.87, 0.15), "power_drop": (0.045, 0.6),
-    "hbm_frac": (0.91, 0.06), "l2_use": (0.18, 0.6), "l2_edge": (145.0, 0.3),
-    "store_cost": (2.6, 0.5), "fill_clocks": (1400.0, 0.5), "step_s": (2.0e-7, 0.6),
-    "split_s": (7e-6, 0.5), "wave_round": (0.5, 0.5), "tile_round": (0.75, 0.3),
+    "launch_clocks": (10600.0, 0.12), "compute_frac": (0.85, 0.12), "power_drop": (0.025, 0.7),
+    "hbm_frac": (0.92, 0.06), "l2_use": (0.13, 0.4), "l2_edge": (137.0, 0.2),
+    "store_cost": (2.6, 0.4), "fill_clocks": (1600.0, 0.3), "step_s": (1.3e-7, 0.7),
+    "split_s": (8e-6, 0.5), "wave_round": (0.46, 0.45), "tile_round": (0.82, 0.25),
+    "least_rows": (29.0, 0.35), "least_columns": (80.0, 0.3),
 }  # fmt: skip
 _ORDINARY_CORES = {  # fp32 without tensor cores: 128 FLOPs per clock and SM, 4-byte operands
-    "l2_edge": (15.0, 0.5), "sm_edge": (15.0, 0.5),
+    "compute_frac": (1.06, 0.06), "power_drop": (0.025, 0.6), "l2_use": (0.6, 0.35),
+    "l2_edge": (13.0, 0.3), "sm_edge": (6.5, 0.5), "fill_clocks": (1000.0, 0.7),
+    "step_s": (2e-8, 0.3), "wave_round": (0.55, 0.4), "tile_round": (0.87, 0.2),
+    "least_rows": (50.0, 0.45), "least_columns": (75.0, 0.4), "split_s": (5e-6, 0.8),
 }  # fmt: skip
 
 
@@ -236,6 +242,8 @@ def fit_rows(
             for c in coefficients
         )
     names = tuple(c.name for c in coefficients)
+    # Few rows of one machine jump as tiles change; many machines together are smooth.
+    steps = (WIDE_STEP, DERIVATIVE_STEP) if len(groups) == 1 else (DERIVATIVE_STEP,)
 
     def seconds(values: Array) -> Array:
         by_name = dict(zip(names, values.tolist(), strict=True))
@@ -246,6 +254,7 @@ def fit_rows(
         measured_s,
         coefficients,
         row_sigma=np.hypot(ROW_SIGMA, ROUNDING_S / measured_s),
+        derivative_steps=steps,
     )
 
 
