@@ -305,7 +305,7 @@ def curve(all_sections: Sequence[Section]) -> dict[int, float]:
     for section in all_sections:
         if section.stack not in CURVE_STACKS or not section.unseen:
             continue
-        if section.format not in ("bf16", "fp16", "nccl", "tensor", "-"):
+        if section.format not in ("bf16", "fp16", "nccl", "tensor", "general"):
             continue
         for count in CURVE:
             chosen = kinds.choose(section.unseen, count)
