@@ -32,6 +32,7 @@ from rtsim.fitting import collective as collective_rows
 from rtsim.fitting.generation import (
     Configuration,
     Freedom,
+    batches_of,
     configurations,
     fit_stack,
     fitted_sigmas,
@@ -166,6 +167,7 @@ def fit_profile(recipe: Recipe, base: Profile) -> tuple[Profile, str]:
     start = replace(
         base, name=f"megatron-lm-{recipe.gpu}", gpu=gpu.name, architecture=gpu.architecture,
         fitted_shapes=tuple(shape_of(c) for c in fitted),
+        fitted_batches=batches_of(fitted),
     )  # fmt: skip
     freedoms = freedoms_of(recipe, base)
     profile, fit = fit_stack(fitted, start, freedoms)

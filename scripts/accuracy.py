@@ -52,7 +52,7 @@ class Errors:
         self.predicted_s = owed.sum(axis=1)
         self.measured_s = configuration.runtime_s
         self.error = self.predicted_s / self.measured_s - 1.0
-        half_width = system.interval_frac(owed)
+        half_width = system.interval_frac(owed, configuration.batch)
         self.inside = np.abs(np.log(self.measured_s / self.predicted_s)) <= half_width
         self.prompt_only = configuration.output_tokens == 1
         self.roofline_s = roofline_runtimes(configuration)

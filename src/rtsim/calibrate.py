@@ -323,7 +323,8 @@ def _fit_generations(
     each = max(2, max_points // len(systems))
     chosen = [c.take(generation.choose_rows(c, each)) if len(c.rows) > each else c for c in systems]
     shapes = tuple(generation.shape_of(c) for c in chosen)
-    profile = replace(profile, fitted_shapes=shapes)
+    batches = generation.batches_of(chosen)
+    profile = replace(profile, fitted_shapes=shapes, fitted_batches=batches)
     fitted, fit = generation.fit_stack(chosen, profile, freedoms)
     count = sum(len(c.rows) for c in chosen)
     if count > len(freedoms):

@@ -140,7 +140,6 @@ class System:
         self.rows: MachineRows = machine_rows(self.profile, gpu, formats, notes)
         self.peak_flops_per_s = peak_for(gpu, self.dtype, [])
         self.notes = tuple(dict.fromkeys(notes))
-        self._sigmas = self._scatter()
         self._interpreted: tuple[Any, Any, Any] | None = None
         self._compiled: Any = None
         self._scratch = [np.zeros((len(self.table.rows), 2)) for _ in range(3)]
@@ -191,24 +190,33 @@ class System:
 
     # Interval --------------------------------------------------------------------------------
 
-    def _scatter(self) -> Array:
-        """Deviation of ln(measured / predicted) by group, for this model on this GPU."""
+    def _scatter(self, n_sequences: Array) -> Array:
+        """Deviation of ln(measured / predicted) by group, (..., groups), at batches (...).
+
+        Between that of the fitted models and that of models left out, by distance; batches
+        beyond the fitted ones widen it further, with the square root of their distance.
+        """
         profile = self.profile
         heads = self.model.layers[0].attention.n_heads
         shape = (self.model.n_layers, self.model.hidden_size, heads, self.parallelism.tp)
-        unlike = min(1.0, profile.shape_distance(tuple(map(float, shape))) / _UNLIKE_DISTANCE)
-        variances = []
-        for group in GROUPS:
-            seen, unseen = profile.sigma_seen[group], profile.sigma_unseen[group]
-            variance = seen**2 + unlike * max(0.0, unseen**2 - seen**2)
-            if self.gpu.name != profile.gpu:
-                variance += profile.transfer_sigma[group] ** 2
-            variances.append(variance)
-        return np.asarray(np.sqrt(variances))
+        distance = profile.shape_distance(tuple(map(float, shape)))
+        beyond = profile.batch_distance(n_sequences)[..., None] / _UNLIKE_DISTANCE
+        unlike = np.minimum(1.0, np.maximum(distance / _UNLIKE_DISTANCE, beyond))
+        seen = np.array([profile.sigma_seen[group] for group in GROUPS]) ** 2
+        unseen = np.array([profile.sigma_unseen[group] for group in GROUPS]) ** 2
+        variance = seen + unlike * np.maximum(0.0, unseen - seen)
+        variance = variance * np.maximum(1.0, beyond)
+        if self.gpu.name != profile.gpu:
+            variance = variance + np.array([profile.transfer_sigma[g] for g in GROUPS]) ** 2
+        return np.asarray(np.sqrt(variance))
 
-    def interval_frac(self, owed: Array) -> Array:
-        """Half-width of the 90 % interval in ln(seconds), from the seconds owed to each group."""
-        return interval_half_width(owed, self._sigmas, self.profile.sigma_row)
+    def interval_frac(self, owed: Array, batch_size: Array | float = 1.0) -> Array:
+        """Half-width of the 90 % interval in ln(seconds).
+
+        owed: (..., groups) seconds owed to each group; batch_size: (...) of the whole system.
+        """
+        n_sequences = np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.dp)
+        return interval_half_width(owed, self._scatter(n_sequences), self.profile.sigma_row)
 
     def runtimes(self, batch_size: Array, input_len: Array, output_len: Array) -> Array:
         """Seconds of many workloads by what they are owed to, compiled.
@@ -321,7 +329,7 @@ class System:
             memory=memory,
             cost=cost,
             energy_j=None if self.gpu.power_w is None else gpu_seconds * self.gpu.power_w,
-            interval_90=self._intervals(run, output_len),
+            interval_90=self._intervals(run, batch_size, output_len),
             breakdown=breakdown,
             sources=self._sources(),
             notes=tuple(dict.fromkeys(notes)),
@@ -335,14 +343,14 @@ class System:
         )
         return out
 
-    def _intervals(self, run: _Evaluation, output_len: int) -> Intervals:
+    def _intervals(self, run: _Evaluation, batch_size: int, output_len: int) -> Intervals:
         host_groups = interpreted_generation.GROUP_PROMPT_HOST, interpreted_generation.GROUP_HOST
         prefill = self._owed(run.ttft_s, run.prefill_times, host_groups[0])
         decode = self._owed(run.decode_s, run.decode_times, host_groups[1])
 
         def around(owed: Array, per: float) -> Interval:
             seconds = float(owed.sum()) / per
-            factor = math.exp(float(self.interval_frac(owed)))
+            factor = math.exp(float(self.interval_frac(owed, batch_size)))
             return Interval(seconds / factor, seconds * factor)
 
         return Intervals(
@@ -443,7 +451,10 @@ def system(
     for field, name in (("stack", stack), ("profile", profile)):
         if not isinstance(name, str | None):
             raise SpecError(field, name, "must be a name")
-    return _kept_system(
+    # A profile file is no part of the key: what it makes is not kept.
+    own_profile = profile is not None and profile.endswith(".toml")
+    make = _kept_system.__wrapped__ if own_profile else _kept_system
+    return make(
         arch if isinstance(arch, ModelSpec) else load_model(arch),
         gpu if isinstance(gpu, GpuSpec) else load_gpu(gpu),
         tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,

@@ -81,6 +81,7 @@ class Profile:
     section_sigma: deviation of ln(measured / predicted) of single kernels by section ("gemm.fp8"),
         where it was measured.
     fitted_shapes: (layers, hidden size, heads, tp) of the whole-model rows in the fit.
+    fitted_batches: sequences of the smallest and of the largest of those rows.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Profile:
     fitted_shapes: tuple[tuple[float, ...], ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     section_sigma: Mapping[str, float] = field(default_factory=dict)
+    fitted_batches: tuple[float, ...] = ()
 
     def section(self, kind: str, *variants: str) -> dict[str, float]:
         """Coefficients of `kind`: of the first fitted of `variants`, else of any, else priors."""
@@ -116,6 +118,14 @@ class Profile:
         )
         return min(distances, default=math.inf)
 
+    def batch_distance(self, n_sequences: Array) -> Array:
+        """How far batches lie outside the fitted ones, in log size; 0 without whole-model rows."""
+        if not self.fitted_batches:
+            return np.zeros(np.shape(n_sequences))
+        least, most = self.fitted_batches
+        logs = np.log(n_sequences)
+        return np.asarray(np.maximum(0.0, np.maximum(logs - np.log(most), np.log(least) - logs)))
+
 
 def _packaged() -> Iterable[Any]:
     folder = resources.files("rtsim") / "data" / "profiles"
@@ -128,18 +138,23 @@ def profile_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name.removesuffix(".toml") for entry in _packaged()))
 
 
-@lru_cache(maxsize=64)
 def load_profile(name: str) -> Profile:
-    """A packaged profile by name, or a user's by path of a .toml file.
+    """A packaged profile by name, or a user's by path of a .toml file, which is read anew.
 
     Raises UnknownName, or DataError for a file that is not a profile.
     """
     if name.endswith(".toml"):
-        path = Path(name)
         try:
-            return _parse(path.read_text(encoding="utf-8"), name)
+            return _parse(Path(name).read_text(encoding="utf-8"), name)
+        except FileNotFoundError:
+            raise DataError(name, "no such file") from None
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(name, f"cannot be read: {error}") from None
+    return _packaged_profile(name)
+
+
+@lru_cache(maxsize=64)
+def _packaged_profile(name: str) -> Profile:
     if name not in profile_names():
         raise UnknownName("profile", name, profile_names())
     entry = resources.files("rtsim") / "data" / "profiles" / f"{name}.toml"
@@ -178,6 +193,7 @@ def _parse(text: str, file: str) -> Profile:
             sigma_row=_number(scatter["row"], "[error] row", file),
             transfer_sigma=_read_sigmas(scatter["transfer"], "[error.transfer]", file),
             fitted_shapes=_read_shapes(data.get("fitted_shapes", ()), file),
+            fitted_batches=_read_batches(data.get("fitted_batches", ()), file),
             provenance=data["provenance"],
             section_sigma={
                 name: _number(value, f"[error.section] {name}", file)
@@ -219,6 +235,12 @@ def _read_shapes(shapes: Any, file: str) -> tuple[tuple[float, ...], ...]:
     return tuple(
         tuple(_number(size, "fitted_shapes", file, lower=1.0) for size in shape) for shape in shapes
     )
+
+
+def _read_batches(batches: Any, file: str) -> tuple[float, ...]:
+    if len(batches) not in (0, 2):
+        raise DataError(file, f"fitted_batches = {batches!r}: must be the least and the most")
+    return tuple(_number(batch, "fitted_batches", file, lower=1.0) for batch in batches)
 
 
 def _read_traits(stack: Mapping[str, Any], file: str) -> StackTraits:
@@ -604,7 +626,8 @@ def _narrow(dtype: str) -> str:
 def memory_bound_row(profile: Profile, gpu: GpuSpec) -> NDArray[np.void]:
     """MEMORY_BOUND record, shape ()."""
     facts = {"threads_per_sm": threads_per_sm(gpu.compute_capability)}
-    return record(memory_bound.MEMORY_BOUND, **{**profile.section("memory_bound"), **facts})
+    coefficients = profile.section("memory_bound", "general")
+    return record(memory_bound.MEMORY_BOUND, **{**coefficients, **facts})
 
 
 def collective_row(

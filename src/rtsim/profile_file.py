@@ -62,6 +62,9 @@ def profile_toml(
     document["architecture"] = profile.architecture
     document["fitted_shapes"] = tomlkit.array(str([list(s) for s in profile.fitted_shapes]))
     document["fitted_shapes"].comment("layers, hidden size, heads, tp")
+    if profile.fitted_batches:
+        document["fitted_batches"] = list(profile.fitted_batches)
+        document["fitted_batches"].comment("least and most sequences of those")
 
     stack = tomlkit.table()
     stack["name"] = profile.stack

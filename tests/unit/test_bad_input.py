@@ -16,7 +16,6 @@ import pytest
 
 from rtsim.catalog import DATA
 from rtsim.cli import main as program
-from rtsim.profile import load_profile
 
 PREDICT = ("predict", "--arch", "gpt3-175b", "--gpu", "a100", "--tp", "8")
 GPU = (DATA / "gpus" / "a100-sxm4-80gb.toml").read_text()
@@ -61,7 +60,6 @@ def assert_one_line(err: str) -> None:
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refused:
     monkeypatch.delenv("RTSIM_DEBUG", raising=False)
-    load_profile.cache_clear()
     return Refused(capsys)
 
 
@@ -206,7 +204,6 @@ def test_truncated_toml(
     """Cut anywhere: refused in one line, unless what is left is whole by itself."""
     path = tmp_path / "mine.toml"
     path.write_text(text[: int(len(text) * share)])
-    load_profile.cache_clear()
     status = program.run(("predict", "--arch", "llama-2-7b", "--gpu", "a100", flag, str(path)))
     out, err = capsys.readouterr()
     assert status in (0, 2), err

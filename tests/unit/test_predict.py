@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -324,3 +325,26 @@ def test_a_split_counts_dies() -> None:
 def test_a_model_without_biases_adds_none() -> None:
     made = System(small(), load_gpu("a100"), profile=load_profile(PROFILE))
     assert not [row for row in made.predict().breakdown if "bias" in row.operator]
+
+
+def test_an_edited_profile_is_read_anew(tmp_path: Path) -> None:
+    packaged = Path(rtsim.__file__).parent / "data" / "profiles" / f"{PROFILE}.toml"
+    text = packaged.read_text(encoding="utf-8")
+    own = tmp_path / "own.toml"
+    own.write_text(text, encoding="utf-8")
+    first = predict("gpt3-6.7b", "a100", profile=str(own))
+    slower = re.sub(r"^launch_s = \S+", "launch_s = 1.5e-4", text, count=1, flags=re.MULTILINE)
+    assert slower != text
+    own.write_text(slower, encoding="utf-8")
+    assert predict("gpt3-6.7b", "a100", profile=str(own)).e2e_latency_s > first.e2e_latency_s
+
+
+def test_batches_beyond_the_fitted_ones_widen_the_interval() -> None:
+    made = System(load_model("gpt3-175b"), load_gpu("a100"), ParallelismSpec(tp=8))
+    assert made.profile.fitted_batches == (1.0, 1.0)
+
+    def width(batch: int) -> float:
+        interval = made.predict(batch).interval_90.e2e_latency_s
+        return interval.high / interval.low
+
+    assert width(1) < width(4) < width(64)

@@ -60,11 +60,9 @@ def written(tmp_path: Path):
     def write(text: str) -> str:
         path = tmp_path / "mine.toml"
         path.write_text(text)
-        load_profile.cache_clear()  # the same path with another content
         return str(path)
 
-    yield write
-    load_profile.cache_clear()
+    return write
 
 
 # Choice ------------------------------------------------------------------------------------------
@@ -293,7 +291,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     for path in (tmp_path / "none.toml", tmp_path / "folder.toml"):
         if path.stem == "folder":
             path.mkdir()
-        with pytest.raises(DataError, match="cannot be read"):
+        with pytest.raises(DataError, match="no such file|cannot be read"):
             load_profile(str(path))
     with pytest.raises(UnknownName, match=A100):
         load_profile("megatron-lm-a100-sxm4-80g")

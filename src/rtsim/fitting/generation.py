@@ -125,6 +125,12 @@ def choose_rows(configuration: Configuration, count: int) -> NDArray[np.intp]:
     return np.unique(chosen)
 
 
+def batches_of(fitted: Sequence[Configuration]) -> tuple[float, float]:
+    """Sequences of the smallest and of the largest row."""
+    batches = np.concatenate([c.batch for c in fitted])
+    return float(batches.min()), float(batches.max())
+
+
 # Fit ---------------------------------------------------------------------------------------------
 
 

@@ -53,7 +53,7 @@ def predict_rows(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
             continue
         sizes = (columns[name][members] for name in ("batch", "prompt_tokens", "output_tokens"))
         owed = system.runtimes(*sizes).sum(axis=1)  # prompt pass and decode together
-        factor = np.exp(system.interval_frac(owed))
+        factor = np.exp(system.interval_frac(owed, columns["batch"][members]))
         predicted_s[members] = owed.sum(axis=-1)
         low_s[members] = predicted_s[members] / factor
         high_s[members] = predicted_s[members] * factor
