@@ -291,7 +291,7 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     for path in (tmp_path / "none.toml", tmp_path / "folder.toml"):
         if path.stem == "folder":
             path.mkdir()
-        with pytest.raises(DataError, match="no such file|cannot be read"):
+        with pytest.raises(DataError, match=r"no such file|cannot be read"):
             load_profile(str(path))
     with pytest.raises(UnknownName, match=A100):
         load_profile("megatron-lm-a100-sxm4-80g")
