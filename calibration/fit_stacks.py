@@ -7,8 +7,10 @@ named; with --check it writes nothing and exits with status 1 if a shipped profi
 what the tables give.
 
 * vllm, trtllm, sglang on A100, H100, L40S, B200: every section from its own rows, at most 64 per
-  operator kind and number format; the communication library from nccl-tests on the same GPU. A
-  kind that was not measured in a stack takes the coefficients of another stack on that GPU.
+  operator kind and number format; the communication library from nccl-tests on the same GPU;
+  norms, activations and the like from kernels timed inside layers (of these stacks only the
+  quantisation of activations was measured). A kind that was not measured in a stack takes the
+  coefficients of another stack on that GPU.
 * sarathi-serve (PyTorch kernels timed inside layers, NCCL called from PyTorch) on A100, A40, H100.
 * pytorch (single eager calls between two events, fp32) on P100, V100, T4, A100.
 * family-<architecture>: one set for the GPUs of an architecture, and `family-generic` for all
@@ -87,7 +89,7 @@ EAGER_TRAITS = StackTraits(attention="unfused", logits="all", fused_norm=False, 
 
 # Further deviation by group on a GPU left out of the fit, as --transfer prints it.
 TRANSFER = {
-    "gemm": 0.12, "scores": 0.12, "values": 0.12, "attention": 0.25, "memory_bound": 0.13,
+    "gemm": 0.12, "scores": 0.12, "values": 0.12, "attention": 0.25, "memory_bound": 0.18,
     "collective": 0.36,
 }  # fmt: skip
 
@@ -119,6 +121,9 @@ class Draft:
         if section:
             fit = replace(fit, section=section)
         mape, median, sigma = error_figures(error)
+        groups = GROUPS_OF_KIND[fit.section.partition(".")[0]]
+        if self.profile.gpu and self.profile.gpu not in {b.block.gpu.name for b in blocks}:
+            sigma = math.hypot(sigma, TRANSFER[groups[0]])
         self.profile = with_section(self.profile, fit, sigma)
         self.fits.append(fit)
         count = sum(len(b.block) for b in blocks)
@@ -128,7 +133,7 @@ class Draft:
             f"{count} rows of {', '.join(where)}; cross-validated error {mape:.1%} "
             f"(median {median:.1%})"
         )
-        for group in GROUPS_OF_KIND[fit.section.partition(".")[0]]:
+        for group in groups:
             self.errors.setdefault(group, []).append(sigma)
         self.tables += [b.table for b in blocks if b.table not in self.tables]
         self.sources += [b.source for b in blocks if b.source not in self.sources]
@@ -224,16 +229,21 @@ def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
         draft.add(found)
     for found in blocks(["nccl"], [gpu_name]).values():
         draft.add(found)
+    draft.add(in_layers_blocks([gpu_name]))
     has = {section.partition(".")[0] for section in draft.profile.coefficients}
     for kind in KINDS:
-        if kind in has:
-            continue
-        if kind == "memory_bound":
-            for found in blocks(["sarathi-serve"], [gpu_name], kind).values():
-                draft.add(found)
-        elif stack != REFERENCE:
+        if kind not in has and stack != REFERENCE:
             draft.borrow(serving_profile_cached(REFERENCE, gpu_name)[0], kind)
     return draft.finish([HOST_NOTE])
+
+
+def in_layers_blocks(gpus: Sequence[str]) -> list[Measured]:
+    """Memory-bound kernels timed inside layers: on these GPUs, else on all together."""
+    for wanted in (gpus, IN_LAYERS):
+        found = blocks(["sarathi-serve"], wanted, "memory_bound").get("memory_bound.general")
+        if found:
+            return found
+    raise LookupError("no memory-bound kernels were timed inside layers")
 
 
 serving_profile_cached = cache(serving_profile)
@@ -287,9 +297,7 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
         if section == "gemm.bf16":  # 16-bit products run alike in all stacks, and in layers
             members = found + blocks(["sarathi-serve"], gpus, "gemm").get("gemm.fp16", [])
         draft.add(members)
-    has = {section.partition(".")[0] for section in draft.profile.coefficients}
-    if "memory_bound" not in has:
-        draft.add(blocks(["sarathi-serve"], gpus)["memory_bound"])
+    draft.add(in_layers_blocks(IN_LAYERS if architecture == "generic" else gpus))
     return draft.finish([HOST_NOTE])
 
 
@@ -299,10 +307,11 @@ family_cached = cache(family_profile)
 def transfer_sigmas() -> Mapping[str, float]:
     """What a GPU left out of the fit costs beyond the scatter of fitted ones, by group."""
     further: dict[str, list[float]] = {}
-    for stack in SERVING:
-        for section, found in blocks([stack], SERVED).items():
-            if section.startswith("gemm.") and section != "gemm.bf16":
-                continue  # few GPUs share a quantised kernel
+    compared = ("gemm.bf16", "memory_bound.general")  # few GPUs share a quantised kernel
+    for stack in (*SERVING, "sarathi-serve"):
+        for section, found in blocks([stack], {*SERVED, *IN_LAYERS}).items():
+            if section.startswith(("gemm.", "memory_bound.")) and section not in compared:
+                continue
             gpus = {m.block.gpu.name for m in found}
             for gpu in sorted(gpus) if len(gpus) > 2 else ():
                 rest = [m.block for m in found if m.block.gpu.name != gpu]

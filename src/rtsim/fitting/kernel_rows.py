@@ -170,7 +170,7 @@ def predict_elementwise(columns: Columns, profile: str | None) -> dict[str, RowT
     element_bytes = _looked_up(columns["dtype"], memory_bound.ELEMENT_BYTES)
     sizes = Sizes(columns["rows"] * columns["cols"] * element_bytes, ELEMENTWISE_LIMITS)
     reasons = memory_bound.usable(columns)
-    by = ("gpu", "stack")
+    by = ("gpu", "stack", "op")
     return _predict(columns, profile, "memory_bound", reasons, by, seconds, sizes)
 
 

@@ -37,7 +37,7 @@ _KEYS = {
     "gemm": ("dtype",),
     "attention_prefill": ("dtype", "kv_dtype"),
     "attention_decode": ("dtype", "kv_dtype"),
-    "memory_bound": (),
+    "memory_bound": ("op",),
     "collective": ("topology", "implementation"),
 }
 FOLDS = 4

@@ -33,7 +33,8 @@ _GROUP_OF = {
 def variants_of(kind: str, row: Mapping[str, str]) -> tuple[str, ...]:
     """Variants of the section `kind` that serve a table row, best first.
 
-    row: its dtype and kv_dtype, or its implementation, as far as the kind has them.
+    row: its dtype and kv_dtype, its op or its implementation, as far as the kind has them. The
+    quantisation of activations is a kernel of the stack's own making, apart from all others.
 
     >>> variants_of("gemm", {"dtype": "fp16"})[:2]
     ('fp16', 'bf16')
@@ -44,13 +45,12 @@ def variants_of(kind: str, row: Mapping[str, str]) -> tuple[str, ...]:
         return attention_variants(row["dtype"], row["kv_dtype"] or row["dtype"])
     if kind == "collective":
         return collective_variants(row["implementation"] not in collective.LIBRARY_IMPLEMENTATIONS)
-    return ()
+    return ("quantize", "general") if "quantize" in row["op"] else ("general",)
 
 
 def section_of(kind: str, row: Mapping[str, str]) -> str:
-    """The section into which rows such as this one are fitted: "gemm.fp8", "memory_bound", ..."""
-    variants = variants_of(kind, row)
-    return f"{kind}.{variants[0]}" if variants else kind
+    """The section into which rows such as this one are fitted, such as "gemm.fp8"."""
+    return f"{kind}.{variants_of(kind, row)[0]}"
 
 
 def coefficients(profile: Profile, kind: str, row: Mapping[str, str]) -> dict[str, float]:
