@@ -432,28 +432,18 @@ def _die_of(gpu_name: str) -> str:
         return ""
 
 
-# A change of architecture counts like a factor e^2 in one datasheet figure; half of that where
-# the instruction set is of one generation, since libraries run the same kernels there (those of
-# cuBLAS for Volta on Turing, by their names in measured tables).
+# A change of architecture counts like a factor e^2 in one datasheet figure.
 _ARCHITECTURE_DISTANCE = 2.0
-_GENERATION_DISTANCE = 1.0
 
 
 @lru_cache(maxsize=512)
-def _facts(gpu_name: str) -> tuple[tuple[float, ...], str] | None:
-    """(log datasheet figures, generation of the instruction set) of a catalogue GPU."""
+def _facts(gpu_name: str) -> tuple[float, ...] | None:
     from rtsim.catalog import load_gpu
 
     try:
-        gpu = load_gpu(gpu_name)
+        return _log_facts(load_gpu(gpu_name))
     except UnknownName:
         return None
-    return _log_facts(gpu), _generation(gpu)
-
-
-def _generation(gpu: GpuSpec) -> str:
-    """Major compute capability: "7" for Volta and Turing."""
-    return gpu.compute_capability.partition(".")[0]
 
 
 def _log_facts(gpu: GpuSpec) -> tuple[float, ...]:
@@ -472,11 +462,9 @@ def _distance(gpu: GpuSpec, other_name: str, architecture: str) -> float:
     other = _facts(other_name)
     if other is None:
         return math.inf
-    figures, generation = other
-    distance = math.sqrt(sum((a - b) ** 2 for a, b in zip(_log_facts(gpu), figures, strict=True)))
+    distance = math.sqrt(sum((a - b) ** 2 for a, b in zip(_log_facts(gpu), other, strict=True)))
     if architecture != gpu.architecture:
-        related = generation != "" and generation == _generation(gpu)
-        distance += _GENERATION_DISTANCE if related else _ARCHITECTURE_DISTANCE
+        distance += _ARCHITECTURE_DISTANCE
     return distance + 1e-9  # never as good as the GPU itself
 
 

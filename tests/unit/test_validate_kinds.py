@@ -28,7 +28,6 @@ from rtsim.profile import (
     attention_row,
     collective_row,
     gemm_row,
-    gpu_distance,
     interval_half_width,
     load_profile,
     memory_bound_row,
@@ -370,17 +369,6 @@ def run(*arguments: str) -> int:
     with pytest.raises(SystemExit) as stop:
         main(list(arguments))
     return int(stop.value.code or 0)
-
-
-def test_a_gpu_of_one_instruction_set_is_nearer_than_one_of_another():
-    # Volta's kernels run on Turing; P100 has more in common with V100 by its figures alone.
-    v100 = load_gpu("v100-pcie-32gb")
-    distances = {
-        name: gpu_distance(v100, load_profile(f"pytorch-{name}"))
-        for name in ("t4", "a100-pcie-40gb", "p100-pcie-16gb", "v100-pcie-32gb")
-    }
-    assert distances["v100-pcie-32gb"] == 0.0
-    assert min(d for d in distances.values() if d) == distances["t4"]
 
 
 def test_200000_rows_take_seconds(tmp_path):
