@@ -13,7 +13,6 @@ starts an empty cache.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable
@@ -37,6 +36,7 @@ def cache_folder() -> Path:
 
 
 def _sources_key() -> str:
+    import hashlib  # here: only compiled use needs it
     from importlib.metadata import version
 
     digest = hashlib.sha256()
