@@ -41,9 +41,10 @@ from rtsim.fitting.generation import (
     kernel_freedom,
     leave_one_out,
 )
+from rtsim.machine import Formats, machine_rows
 from rtsim.measurements import read_table
 from rtsim.operators import StackTraits
-from rtsim.profile import GROUPS, Formats, Profile, machine_rows
+from rtsim.profile import GROUPS, Profile
 from rtsim.profile_file import profile_toml, write_profile
 from rtsim.specs.dtype import weight_format
 

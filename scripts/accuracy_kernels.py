@@ -38,7 +38,8 @@ from rtsim.errors import NotSupported  # noqa: E402
 from rtsim.fitting import kernel_rows, kinds, network_rows  # noqa: E402
 from rtsim.fitting.generation import configurations, fit_stack  # noqa: E402
 from rtsim.measurements import Columns, read_table  # noqa: E402
-from rtsim.profile import Profile, gpu_distance, load_profile, profile_names  # noqa: E402
+from rtsim.profile import Profile, load_profile, profile_names  # noqa: E402
+from rtsim.profile_choice import gpu_distance  # noqa: E402
 
 MARKDOWN = ROOT / "docs" / "accuracy-kernels.md"
 JSON = ROOT / "docs" / "accuracy-kernels.json"

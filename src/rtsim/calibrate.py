@@ -36,7 +36,8 @@ from rtsim.fitting.sort_rows import (
 )
 from rtsim.measurements import Table, read_table
 from rtsim.operators import StackTraits
-from rtsim.profile import DECLARED, GROUPS, Profile, choose_profile, load_profile, stack_names
+from rtsim.profile import DECLARED, GROUPS, Profile, load_profile
+from rtsim.profile_choice import choose_profile, stack_names
 from rtsim.profile_file import Uncertainty, profile_toml, write_profile
 from rtsim.specs.gpu import GpuSpec
 

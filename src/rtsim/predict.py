@@ -25,6 +25,7 @@ from rtsim_kernels import tables
 
 from rtsim.catalog import load_gpu, load_model
 from rtsim.errors import SpecError
+from rtsim.machine import Formats, MachineRows, machine_rows, peak_for
 from rtsim.memory import memory_use
 from rtsim.operators import OperatorTable, lower
 from rtsim.prediction import (
@@ -40,17 +41,8 @@ from rtsim.prediction import (
     Prediction,
     WorkloadSummary,
 )
-from rtsim.profile import (
-    GROUPS,
-    Formats,
-    MachineRows,
-    Profile,
-    choose_profile,
-    interval_half_width,
-    load_profile,
-    machine_rows,
-    peak_for,
-)
+from rtsim.profile import GROUPS, Profile, interval_half_width, load_profile
+from rtsim.profile_choice import choose_profile
 from rtsim.specs.dtype import dtype_bytes, weight_format
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec

@@ -30,10 +30,11 @@ from hypothesis import strategies as st
 from rtsim_kernels import tables
 
 from rtsim.catalog import load_gpu
+from rtsim.machine import peak_for
 from rtsim.operators import StackTraits
 from rtsim.predict import System
 from rtsim.prediction import Prediction
-from rtsim.profile import Profile, load_profile, peak_for
+from rtsim.profile import Profile, load_profile
 from rtsim.report import prediction_to_json
 from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec
 from rtsim.specs.dtype import dtype_bytes

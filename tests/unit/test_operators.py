@@ -6,8 +6,9 @@ import pytest
 from rtsim_kernels import step, tables
 
 from rtsim.catalog import load_gpu, load_model
+from rtsim.machine import Formats, machine_rows
 from rtsim.operators import OperatorTable, StackTraits, lower
-from rtsim.profile import Formats, choose_profile, machine_rows
+from rtsim.profile_choice import choose_profile
 from rtsim.specs import ModelSpec, ParallelismSpec
 from rtsim.specs.dtype import weight_format
 

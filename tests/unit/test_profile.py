@@ -12,22 +12,17 @@ import pytest
 
 from rtsim.catalog import load_gpu
 from rtsim.errors import DataError, NotSupported, UnknownName
+from rtsim.machine import Formats, machine_rows, peak_for
 from rtsim.operators import GEMM_BATCHED, GEMM_HEAD, GEMM_WEIGHTS
 from rtsim.profile import (
     DECLARED,
     GROUPS,
-    Formats,
     Profile,
-    choose_profile,
-    gpu_distance,
     interval_half_width,
     load_profile,
-    machine_rows,
-    peak_for,
-    profile_heads,
     profile_names,
-    stack_names,
 )
+from rtsim.profile_choice import choose_profile, gpu_distance, profile_heads, stack_names
 from rtsim.specs.dtype import weight_format
 
 A100 = "megatron-lm-a100-sxm4-80gb"

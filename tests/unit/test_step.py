@@ -9,7 +9,8 @@ import pytest
 from rtsim_kernels import collective, step, tables
 
 from rtsim.catalog import load_gpu
-from rtsim.profile import Formats, load_profile, machine_rows
+from rtsim.machine import Formats, machine_rows
+from rtsim.profile import load_profile
 from rtsim.specs.dtype import weight_format
 
 HOST = {

@@ -22,16 +22,10 @@ from rtsim.device_facts import device_row, sustained_flops_per_s
 from rtsim.errors import NotSupported, SpecError, UnknownName
 from rtsim.fitting import kernel_rows, network_rows, resolve
 from rtsim.fitting import memory_bound as memory_bound_recipe
+from rtsim.machine import attention_row, collective_row, gemm_row, memory_bound_row
 from rtsim.measurements import Columns, read_table
 from rtsim.operators import PlainForward, StackTraits, lower
-from rtsim.profile import (
-    attention_row,
-    collective_row,
-    gemm_row,
-    interval_half_width,
-    load_profile,
-    memory_bound_row,
-)
+from rtsim.profile import interval_half_width, load_profile
 from rtsim.specs import ParallelismSpec
 
 PROFILE = "megatron-lm-a100-sxm4-80gb"

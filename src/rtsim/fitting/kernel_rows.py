@@ -23,14 +23,10 @@ from rtsim.catalog import load_gpu
 from rtsim.device_facts import device_row
 from rtsim.errors import RtsimError
 from rtsim.fitting import attention, collective, gemm, memory_bound, resolve
+from rtsim.machine import gemm_row
 from rtsim.measurements import Columns
-from rtsim.profile import (
-    Profile,
-    choose_profile,
-    gemm_row,
-    interval_half_width,
-    load_profile,
-)
+from rtsim.profile import Profile, interval_half_width, load_profile
+from rtsim.profile_choice import choose_profile
 from rtsim.row_times import RowTimes
 from rtsim.specs.gpu import GpuSpec
 

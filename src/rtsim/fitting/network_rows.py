@@ -26,18 +26,11 @@ from rtsim_kernels import gemm, memory_bound
 
 from rtsim.catalog import load_gpu
 from rtsim.errors import NotSupported, RtsimError
+from rtsim.machine import Formats, MachineRows, machine_rows
 from rtsim.measurements import Columns
 from rtsim.operators import OperatorTable, PlainForward, StackTraits, lower
-from rtsim.profile import (
-    GROUPS,
-    Formats,
-    MachineRows,
-    Profile,
-    choose_profile,
-    interval_half_width,
-    load_profile,
-    machine_rows,
-)
+from rtsim.profile import GROUPS, Profile, interval_half_width, load_profile
+from rtsim.profile_choice import choose_profile
 from rtsim.row_times import RowTimes
 from rtsim.specs.dtype import dtype_bytes, weight_format
 from rtsim.specs.gpu import GpuSpec

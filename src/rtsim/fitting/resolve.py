@@ -1,7 +1,7 @@
 """What a profile says about one kind of kernel: coefficients, machine and scatter, ready to use.
 
 For fits and validation, which time kernels the way a table measured them through the `predict` of
-each recipe. Whole models are resolved by `profile.machine_rows` from the same sections.
+each recipe. Whole models are resolved by `machine.machine_rows` from the same sections.
 """
 
 from __future__ import annotations
@@ -11,13 +11,8 @@ from collections.abc import Mapping
 
 from rtsim.device_facts import device_row, link_facts_of, threads_per_sm
 from rtsim.fitting import collective, memory_bound
-from rtsim.profile import (
-    Profile,
-    attention_variants,
-    collective_row,
-    collective_variants,
-    gemm_variants,
-)
+from rtsim.machine import attention_variants, collective_row, collective_variants, gemm_variants
+from rtsim.profile import Profile
 from rtsim.specs.gpu import GpuSpec
 
 # Group of `profile.GROUPS` whose scatter stands for a kind without one of its own.

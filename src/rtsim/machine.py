@@ -1,0 +1,232 @@
+"""A profile resolved for a GPU and number formats: the rows that the kernels read.
+
+Facts of the GPU (device_facts.py) and of the number formats (specs/dtype.py) and fitted
+coefficients stand in one record per operator kind.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rtsim_kernels import attention, collective, gemm, memory_bound, step, tables
+
+from rtsim.device_facts import (
+    attention_peak_flops_per_s,
+    device_row,
+    link_facts_of,
+    record,
+    sustained_flops_per_s,
+    threads_per_sm,
+)
+from rtsim.errors import NotSupported
+from rtsim.profile import Profile
+from rtsim.specs.dtype import WeightFormat, dtype_bytes, operand_format, similar_formats
+from rtsim.specs.gpu import GpuSpec
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Number formats of a run: activations and compute, weights, KV cache."""
+
+    dtype: str
+    kv_dtype: str
+    weights: WeightFormat
+    quantization: str
+
+
+def peak_for(gpu: GpuSpec, dtype: str, notes: list[str]) -> float:
+    """Dense peak FLOP rate for products in `dtype`; a note where the GPU computes otherwise.
+
+    A GPU without fp8 or int4 units computes such formats in 16 bits, one without bf16 in fp16.
+    """
+    for candidate in dict.fromkeys((dtype, "fp16" if dtype == "bf16" else "bf16", "fp16", "fp32")):
+        peak = gpu.peak_flops_per_s(candidate)
+        if peak is not None:
+            if candidate != dtype:
+                notes.append(f"{gpu.name} states no {dtype} rate; computed at its {candidate} rate")
+            return peak
+    raise NotSupported(f"{gpu.name} states no rate that {dtype} could be computed at")
+
+
+@dataclass(frozen=True)
+class MachineRows:
+    """The records behind a `step.Machine`: shape () each, (rows,) for gemm and collective."""
+
+    device: NDArray[np.void]
+    gemm: NDArray[np.void]
+    prefill: NDArray[np.void]
+    decode: NDArray[np.void]
+    memory: NDArray[np.void]
+    collective: NDArray[np.void]
+    host: NDArray[np.void]
+
+    def interpreted(self) -> step.Machine:
+        """For interpreted kernels: plain Python numbers."""
+        row = tables.as_row
+        return step.Machine(
+            row(self.device),
+            tuple(row(r) for r in self.gemm),
+            row(self.prefill),
+            row(self.decode),
+            row(self.memory),
+            tuple(row(r) for r in self.collective),
+            row(self.host),
+        )
+
+    def compiled(self, kernels: Any) -> Any:
+        """For the compiled kernels: NumPy records."""
+        return kernels.step.Machine(
+            self.device[()],
+            self.gemm,
+            self.prefill[()],
+            self.decode[()],
+            self.memory[()],
+            self.collective,
+            self.host[()],
+        )
+
+
+def gemm_row(
+    profile: Profile,
+    gpu: GpuSpec,
+    form: str,
+    dtype: str = "bf16",
+    *,
+    variants: tuple[str, ...] = (),
+    activation_copies: float = 1.0,
+    notes: list[str] | None = None,
+) -> NDArray[np.void]:
+    """GEMM record, shape (): products in number format `form`, a dtype or a quantisation.
+
+    dtype: of the activations around a quantised product. variants: sections of the profile to
+    look into before those of the format and of formats like it. A GPU without the units of a
+    format multiplies in `dtype`, with its weights stored as they are, and a note says so.
+    Raises NotSupported for a format that is not modelled.
+    """
+    operands = operand_format(form, dtype)
+    if operands is None:
+        raise NotSupported(f"matrix products in {form} are not modelled")
+    peak = peak_for(gpu, operands.math_dtype, notes if notes is not None else [])
+    peak = sustained_flops_per_s(gpu, operands.math_dtype, peak)
+    if operands.quantize_bytes and gpu.peak_flops_per_s(operands.math_dtype) is None:
+        operands = replace(operands, a_bytes=dtype_bytes(dtype), quantize_bytes=0.0)
+    return record(
+        gemm.GEMM,
+        peak_flops_per_s=peak,
+        a_bytes=operands.a_bytes,
+        b_bytes=operands.b_bytes,
+        out_bytes=operands.out_bytes,
+        quantize_bytes=operands.quantize_bytes,
+        activation_copies=activation_copies,
+        **profile.section("gemm", *variants, *gemm_variants(form, dtype)),
+    )
+
+
+def gemm_variants(form: str, dtype: str = "bf16") -> tuple[str, ...]:
+    """Variants of the "gemm" section that serve a number format, best first."""
+    return (*similar_formats(form), *similar_formats(dtype))
+
+
+def attention_row(
+    profile: Profile, gpu: GpuSpec, kind: str, dtype: str, kv_dtype: str
+) -> NDArray[np.void]:
+    """ATTENTION_PREFILL or ATTENTION_DECODE record, shape (), by `kind`, the section's name."""
+    rows = {
+        "attention_prefill": attention.ATTENTION_PREFILL,
+        "attention_decode": attention.ATTENTION_DECODE,
+    }
+    return record(
+        rows[kind],
+        peak_flops_per_s=attention_peak_flops_per_s(gpu, dtype, kv_dtype),
+        # Queries arrive, and outputs leave, in 16 bits also where the products are in fp8.
+        query_element_bytes=max(2.0, dtype_bytes(_narrow(dtype))),
+        kv_element_bytes=dtype_bytes(_narrow(kv_dtype)),
+        **profile.section(kind, *attention_variants(dtype, kv_dtype)),
+    )
+
+
+def attention_variants(dtype: str, kv_dtype: str) -> tuple[str, ...]:
+    """Variants of an attention section that serve a query and a cache format, best first.
+
+    >>> attention_variants("bf16", "fp8")
+    ('bf16_fp8', 'fp16_fp8', 'fp8', 'bf16', 'fp16')
+    """
+    queries, cache = _narrow(dtype), _narrow(kv_dtype)
+    wide = similar_formats("bf16" if queries == "fp8" else queries)
+    mixed = tuple(f"{name}_{cache}" for name in wide)
+    if queries == "fp8":
+        return ("fp8", *(f"{name}_fp8" for name in wide), *wide)
+    return wide if cache in wide else (*mixed, cache, *wide)
+
+
+def _narrow(dtype: str) -> str:
+    """fp8 for every way to scale it."""
+    return "fp8" if dtype.startswith("fp8") else dtype
+
+
+def memory_bound_row(profile: Profile, gpu: GpuSpec) -> NDArray[np.void]:
+    """MEMORY_BOUND record, shape ()."""
+    facts = {"threads_per_sm": threads_per_sm(gpu.compute_capability)}
+    coefficients = profile.section("memory_bound", "general")
+    return record(memory_bound.MEMORY_BOUND, **{**coefficients, **facts})
+
+
+def collective_row(
+    profile: Profile, gpu: GpuSpec, *, own: bool, topology: str = "", eager: bool = False
+) -> NDArray[np.void]:
+    """COLLECTIVE record, shape (): of the stack's own all-reduce, or of the library.
+
+    topology: of the machine, as in `device_facts.link_facts`. eager: called one by one from the
+    host, with the cost of that in the time; in a whole model the host track holds it.
+    """
+    traits = profile.traits
+    links = vars(link_facts_of(gpu, topology))
+    if links["link_domain"] == _PAIR and not traits.pair_links:
+        links = {**links, "link_domain": 1.0}
+    switched = traits.in_switch_reduction if own else traits.library_in_switch_reduction
+    return record(
+        collective.COLLECTIVE,
+        **{**links, "multicast": links["multicast"] if switched else 0.0},
+        staged=float(eager),
+        direct_limit_bytes=traits.direct_all_reduce_bytes if own else 0.0,
+        **profile.section("collective", *collective_variants(own)),
+    )
+
+
+_PAIR = 2.0  # GPUs of an NVLink bridge
+
+
+def collective_variants(own: bool) -> tuple[str, ...]:
+    """Variants of the "collective" section for the stack's own kernels or the library's."""
+    return ("tensor", "nccl") if own else ("nccl", "tensor")
+
+
+def machine_rows(
+    profile: Profile, gpu: GpuSpec, formats: Formats, notes: list[str] | None = None
+) -> MachineRows:
+    """Resolve a profile for a GPU and number formats: facts and coefficients in one row each.
+
+    The order of the gemm and collective rows is that of `operators.GEMM_*`, `COLLECTIVE_*`.
+    Appends to `notes` what had to be assumed.
+    """
+    dtype, kv_dtype = formats.dtype, formats.kv_dtype
+    weights = dtype if formats.quantization == "none" else formats.quantization
+    library = collective_row(profile, gpu, own=False)
+    return MachineRows(
+        device=device_row(gpu),
+        gemm=np.array(
+            [
+                gemm_row(profile, gpu, weights, dtype, notes=notes),
+                gemm_row(profile, gpu, dtype, dtype, notes=notes),
+                gemm_row(profile, gpu, dtype, dtype, variants=("batched",)),
+            ]
+        ),
+        prefill=attention_row(profile, gpu, "attention_prefill", dtype, kv_dtype),
+        decode=attention_row(profile, gpu, "attention_decode", dtype, kv_dtype),
+        memory=memory_bound_row(profile, gpu),
+        collective=np.array([collective_row(profile, gpu, own=True), library, library]),
+        host=record(step.HOST, **profile.section("host")),
+    )
