@@ -42,11 +42,6 @@ def coefficient_dtype(coefficients: tuple[Coefficient, ...]) -> np.dtype[np.void
     return np.dtype([(c.name, np.float64) for c in coefficients])
 
 
-def coefficient_priors(coefficients: tuple[Coefficient, ...]) -> np.ndarray[Any, Any]:
-    """One row, shape (), of the prior values."""
-    return np.array(tuple(c.prior for c in coefficients), coefficient_dtype(coefficients))
-
-
 # Datasheet facts of one GPU. Rates are peaks per GPU; the FLOP rate of a GEMM or an attention
 # kernel is in that operator's own row because it depends on the number format.
 DEVICE = np.dtype(

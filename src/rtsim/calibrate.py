@@ -36,7 +36,7 @@ from rtsim.fitting.sort_rows import (
 )
 from rtsim.measurements import Table, read_table
 from rtsim.operators import StackTraits
-from rtsim.profile import DECLARED, GROUPS, Profile, load_profile
+from rtsim.profile import DECLARED, DEVIATIONS_90, GROUPS, Profile, load_profile
 from rtsim.profile_choice import choose_profile, stack_names
 from rtsim.profile_file import Uncertainty, profile_toml, write_profile
 from rtsim.specs.gpu import GpuSpec
@@ -66,7 +66,6 @@ _GROUPS_OF_KIND = {
     "memory_bound": ("memory_bound",),
     "collective": ("collective",),
 }
-_NORMAL_90 = 1.6449
 
 # (what is being done, steps done, steps in all), for a progress bar.
 Progress = Callable[[str, int, int], None]
@@ -250,7 +249,7 @@ def error_figures(log_error: Array) -> tuple[float, float, float]:
     log_error: ln(measured / predicted).
     """
     ape = np.abs(np.expm1(-log_error))
-    sigma = float(np.quantile(np.abs(log_error), 0.9)) / _NORMAL_90
+    sigma = float(np.quantile(np.abs(log_error), 0.9)) / DEVIATIONS_90
     return float(ape.mean()), float(np.median(ape)), sigma
 
 

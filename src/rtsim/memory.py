@@ -55,8 +55,7 @@ def memory_use(
     if here.fits and parallelism.tp == 1:
         smallest: int | None = 1
     else:
-        joined = max(gpu.gpus_per_node, gpu.link.domain_size if gpu.link else 1)
-        candidates = (tp for tp in range(1, joined + 1) if _splits(model, tp))
+        candidates = (tp for tp in range(1, gpu.gpus_joined + 1) if _splits(model, tp))
         smallest = next((tp for tp in candidates if use(tp).fits), None)
     return replace(here, smallest_fitting_tp=smallest)
 

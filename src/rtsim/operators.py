@@ -1,7 +1,7 @@
 """Lower a model to operator rows: the only module that knows what a Transformer is.
 
-One table serves every batch, length and context (sizes are linear in the tokens, sequences and
-scores of a step, see `rtsim_kernels.tables.OPERATOR`), prefill and decode, and it is the single
+One table serves every batch, length and context (sizes are linear in the tokens and sequences
+of a step, see `rtsim_kernels.tables.OPERATOR`), prefill and decode, and it is the single
 source of times, FLOPs, bytes and breakdown. Rows hold one GPU's share under tensor parallelism:
 heads and ffn columns are split, norms and residuals are not (Megatron-LM, Shoeybi et al. 2019,
 arXiv:1909.08053); two all-reduces per layer, one where attention and MLP run in parallel.
@@ -245,10 +245,9 @@ def _attention(build: _Builder, model: ModelSpec, group: LayerGroup, traits: Sta
     if plain is not None:
         build.elementwise("head layout", "copy", plain.head_copies * heads * head_dim,
                           launches=plain.head_copies)  # fmt: skip
-    elif traits.eager_copies:
-        build.elementwise("cache write", "copy", 2 * kv_heads * head_dim, launches=2)
     else:
-        build.elementwise("cache write", "copy", 2 * kv_heads * head_dim)
+        build.elementwise("cache write", "copy", 2 * kv_heads * head_dim,
+                          launches=2 if traits.eager_copies else 1)  # fmt: skip
     if traits.attention == "unfused":
         sizes = {"n_heads": heads, "head_dim": head_dim, "v_head_dim": head_dim,
                  "row": GEMM_BATCHED}  # fmt: skip

@@ -127,13 +127,13 @@ class System:
             self.parallelism,
             self.profile.traits,
             dtype_bytes(self.dtype),
-            _gpus_joined(gpu),
+            gpu.gpus_joined,
         )
         self.rows: MachineRows = machine_rows(self.profile, gpu, formats, notes)
         self.peak_flops_per_s = peak_for(gpu, self.dtype, [])
         self.notes = tuple(dict.fromkeys(notes))
         self._interpreted: tuple[Any, Any, Any] | None = None
-        self._compiled: Any = None
+        self._compiled: tuple[ModuleType, Any] | None = None
         self._scratch = [np.zeros((len(self.table.rows), 2)) for _ in range(3)]
 
     # Timing ----------------------------------------------------------------------------------
@@ -143,25 +143,28 @@ class System:
 
         Not for several threads at once (scratch arrays are kept); a system per thread is.
         """
-        if self._compiled is None:
-            self._compiled = self._bind(rtsim_kernels.compiled())
-        run, operators, segments, machine = self._compiled
-        prefill_s, decode_s = run(
+        kernels, machine = self._compiled_form()
+        prefill_s, decode_s = kernels.generation.generation_s(
             float(-(-batch_size // self.parallelism.dp)), float(input_len), float(output_len),
-            operators, segments, machine, *self._scratch,
+            self.table.rows, self.table.segments, machine, *self._scratch,
         )  # fmt: skip
         tpot_s = decode_s / (output_len - 1) if output_len > 1 else math.nan
         return Times(prefill_s, tpot_s, prefill_s + decode_s)
 
-    def _bind(self, kernels: ModuleType) -> tuple[Any, Any, Any, Any]:
-        machine = self.rows.compiled(kernels)
-        return kernels.generation.generation_s, self.table.rows, self.table.segments, machine
+    def _compiled_form(self) -> tuple[ModuleType, Any]:
+        """The compiled kernels and this system's machine in their form."""
+        if self._compiled is None:
+            kernels = rtsim_kernels.compiled()
+            self._compiled = kernels, self.rows.compiled(kernels)
+        return self._compiled
 
     def _evaluate(self, n_sequences: int, input_len: int, output_len: int,
                   compiled: bool) -> _Evaluation:  # fmt: skip
         arrays = [np.zeros((len(self.table.rows), 2)) for _ in range(3)]
         if compiled:
-            run, operators, segments, machine = self._bind(rtsim_kernels.compiled())
+            kernels, machine = self._compiled_form()
+            run = kernels.generation.generation_s
+            operators, segments = self.table.rows, self.table.segments
         else:
             run = interpreted_generation.generation_s
             operators, segments, machine = self._plain()
@@ -215,7 +218,7 @@ class System:
 
         Arrays (rows,) of sizes; returns (rows, 2, groups): prefill and decode, `profile.GROUPS`.
         """
-        kernels = rtsim_kernels.compiled()
+        kernels, machine = self._compiled_form()
         out: Array = np.zeros((len(batch_size), 2, len(GROUPS)))
         kernels.generation.generation_many(
             np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.dp),
@@ -224,7 +227,7 @@ class System:
             self.table.rows,
             self.table.segments,
             self.table.executions,
-            self.rows.compiled(kernels),
+            machine,
             out,
         )
         return out
@@ -402,11 +405,6 @@ def _mean_window(input_len: int, steps: int, window: float) -> float:
     rising = min(steps, max(0, math.ceil(window) - 1 - input_len))  # contexts below the window
     total = rising * (input_len + (rising + 1) / 2) + (steps - rising) * window
     return total / steps
-
-
-def _gpus_joined(gpu: GpuSpec) -> int:
-    """GPUs that reach each other without the network: of the node, or of the link's domain."""
-    return max(gpu.gpus_per_node, gpu.link.domain_size if gpu.link else 1)
 
 
 def _misfit(model: ModelSpec, gpu: GpuSpec, tp: int, smallest: int | None) -> str:

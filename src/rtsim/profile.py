@@ -44,7 +44,7 @@ GROUPS = (
 
 
 # 90 % of a normal distribution lies within this many deviations.
-_DEVIATIONS_90 = 1.6449
+DEVIATIONS_90 = 1.6449
 
 
 def interval_half_width(owed_s: Array, sigmas: Array, row_sigma: float | Array) -> Array:
@@ -55,7 +55,7 @@ def interval_half_width(owed_s: Array, sigmas: Array, row_sigma: float | Array) 
     scatters by `row_sigma` on its own.
     """
     spread = ((owed_s * sigmas) ** 2).sum(axis=-1) / owed_s.sum(axis=-1) ** 2
-    return np.asarray(_DEVIATIONS_90 * np.sqrt(spread + row_sigma**2))
+    return np.asarray(DEVIATIONS_90 * np.sqrt(spread + row_sigma**2))
 
 
 @dataclass(frozen=True)

@@ -553,9 +553,9 @@ def test_steps_add_up_where_the_cache_decides(prompt: int, output: int, batch: i
     """
     fused_no_host = profiles()[3]
     made = System(cache_bound(), load_gpu("a100"), profile=fused_no_host)
-    kernels = rtsim_kernels.compiled()
-    run, operators, segments, machine = made._bind(kernels)
-    assert run is kernels.generation.generation_s
+    kernels, machine = made._compiled_form()
+    assert kernels is rtsim_kernels.compiled()
+    operators, segments = made.table.rows, made.table.segments
     times = np.zeros((len(operators), 2))
     n_sequences = 32.0 * batch
     steps_s = sum(

@@ -30,6 +30,7 @@ from rtsim_kernels.tables import Coefficient
 
 from rtsim.device_facts import attention_peak_flops_per_s, device_row
 from rtsim.fit import Fit, fit_coefficients
+from rtsim.fitting.measured_rows import MeasuredRows
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -68,15 +69,14 @@ ARRIVING_BYTES = 2.0  # queries arrive, and outputs leave, in 16 bits also where
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(MeasuredRows):
     """Kernel inputs of rows of one kind (prefill or decode); arrays of equal length.
 
-    table_rows: indices in the table. `facts`: shape (rows, 3), peak FLOP/s and bytes per element of
+    `facts`: shape (rows, 3), peak FLOP/s and bytes per element of
     queries and of the cache. `device`: DEVICE records.
     """
 
     kind: str
-    table_rows: NDArray[np.intp]
     n_sequences: Array
     new_tokens: Array
     context: Array
@@ -88,15 +88,6 @@ class Rows:
     warm_frac: Array
     facts: Array
     device: NDArray[np.void]
-    measured_s: Array
-
-    def take(self, chosen: NDArray[Any]) -> Rows:
-        """The same with only the `chosen` rows."""
-        arrays = {name: value[chosen] for name, value in vars(self).items() if name != "kind"}
-        return replace(self, **arrays)
-
-    def __len__(self) -> int:
-        return len(self.measured_s)
 
 
 def usable(columns: Columns) -> NDArray[np.str_]:

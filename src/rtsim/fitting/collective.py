@@ -22,6 +22,7 @@ from rtsim_kernels import collective
 
 from rtsim.device_facts import LinkFacts
 from rtsim.fit import Fit, centred, fit_coefficients, select_rows
+from rtsim.fitting.measured_rows import MeasuredRows
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
@@ -47,28 +48,19 @@ IMPLEMENTATIONS = (*LIBRARY_IMPLEMENTATIONS, GRAPH, EAGER)
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(MeasuredRows):
     """Kernel inputs of rows of one GPU and topology; arrays of equal length.
 
-    table_rows: indices in the table. op: codes of the kernel module. eager: launched one by one
-    from the host. own_kernel: the stack's own all-reduce rather than the library's.
+    op: codes of the kernel module. eager: launched one by one from the host. own_kernel:
+        the stack's own all-reduce rather than the library's.
     """
 
-    table_rows: NDArray[np.intp]
     op: NDArray[np.int64]
     message_bytes: Array
     ranks: Array
     ranks_per_node: Array
     eager: NDArray[np.bool_]
     own_kernel: NDArray[np.bool_]
-    measured_s: Array
-
-    def take(self, chosen: NDArray[Any]) -> Rows:
-        """The same with only the `chosen` rows."""
-        return replace(self, **{name: value[chosen] for name, value in vars(self).items()})
-
-    def __len__(self) -> int:
-        return len(self.op)
 
 
 def usable(columns: Columns) -> NDArray[np.str_]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from rtsim_kernels.tables import Coefficient
 
 from rtsim.device_facts import sustained_flops_per_s
 from rtsim.fit import DERIVATIVE_STEP, Fit, fit_coefficients, select_rows
+from rtsim.fitting.measured_rows import MeasuredRows
 from rtsim.specs.dtype import operand_format
 from rtsim.specs.gpu import GpuSpec
 
@@ -56,26 +57,17 @@ EAGER_CLOCK_HZ = 1.4e9  # typical of the GPUs timed so, to state that launch in 
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(MeasuredRows):
     """Kernel inputs of rows of one GPU, stack and dtype; arrays of equal length.
 
-    table_rows: indices in the table. m, n, k, batch: sizes. weight_copies: see METHODS.
+    m, n, k, batch: sizes. weight_copies: see METHODS.
     """
 
-    table_rows: NDArray[np.intp]
     m: Array
     n: Array
     k: Array
     batch: Array
     weight_copies: Array
-    measured_s: Array
-
-    def take(self, chosen: NDArray[Any]) -> Rows:
-        """The same with only the `chosen` rows."""
-        return replace(self, **{name: value[chosen] for name, value in vars(self).items()})
-
-    def __len__(self) -> int:
-        return len(self.m)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ operator; all others are unseen.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from rtsim_kernels import memory_bound
 from rtsim_kernels.tables import Coefficient
 
 from rtsim.fit import Fit, centred, fit_coefficients, select_rows
+from rtsim.fitting.measured_rows import MeasuredRows
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
@@ -48,15 +49,14 @@ EAGER_LAUNCHES = {"layernorm": 2.5}
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(MeasuredRows):
     """Kernel inputs of rows of one GPU and stack; arrays of equal length.
 
-    table_rows: indices in the table. op: operator names. kind: codes of the kernel module.
+    op: operator names. kind: codes of the kernel module.
     kernels: kernels that one call runs. The bytes and FLOPs are those of one kernel.
     further_launches: host time of the call beyond that, in launches.
     """
 
-    table_rows: NDArray[np.intp]
     op: NDArray[np.str_]
     kind: NDArray[np.int64]
     rows: Array
@@ -67,14 +67,6 @@ class Rows:
     warm_frac: Array
     kernels: Array
     further_launches: Array
-    measured_s: Array
-
-    def take(self, chosen: NDArray[Any]) -> Rows:
-        """The same with only the `chosen` rows."""
-        return replace(self, **{name: value[chosen] for name, value in vars(self).items()})
-
-    def __len__(self) -> int:
-        return len(self.op)
 
 
 @dataclass(frozen=True)

@@ -236,6 +236,11 @@ class GpuSpec(Spec):
             return None  # int4 is a storage format here; no listed part multiplies in it
         return getattr(self, f"peak_{dtype}_flops_per_s")  # type: ignore[no-any-return]
 
+    @property
+    def gpus_joined(self) -> int:
+        """GPUs that reach each other without the network: of the node, or of a rack-wide link."""
+        return max(self.gpus_per_node, self.link.domain_size if self.link else 1)
+
     def one_device(self) -> Self:
         """What software sees as one device: this, or one die of a module of several."""
         dies = self.software_devices

@@ -113,9 +113,7 @@ class ParallelismSpec(Spec):
     def check_gpu(self, gpu: GpuSpec) -> list[str]:
         """Notes on how the split suits the node; SpecError where nothing joins the GPUs."""
         notes: list[str] = []
-        joined = gpu.gpus_per_node
-        if gpu.link is not None and gpu.link.domain_size > joined:
-            joined = gpu.link.domain_size  # a rack-wide link such as NVL72
+        joined = gpu.gpus_joined
         replica = self.gpus_per_replica
         if replica > joined:
             field = "tp" if self.tp > joined else "pp"
