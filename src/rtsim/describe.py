@@ -101,17 +101,42 @@ def _model(name: str) -> Description:
 
 
 def _layer_text(group: LayerGroup) -> str:
-    attention, mlp = group.attention, group.mlp
-    heads = f"{attention.n_heads} heads of {attention.head_dim}"
-    if attention.n_kv_heads != attention.n_heads:
-        heads += f" ({attention.n_kv_heads} KV heads)"
-    if attention.window:
-        heads += f", window {attention.window}"
-    gate = "gated " if mlp.gated else ""
+    parts = [_mixer_text(mixer) for mixer in group.mixers]
+    if group.mlp is not None:
+        parts.append(_mlp_text(group.mlp))
     order = ", attention and MLP in parallel" if group.parallel else ""
-    return (
-        f"{group.count} x {heads}; {gate}MLP {mlp.ffn_size} ({mlp.activation}); {group.norm}{order}"
-    )
+    return f"{group.count} x {'; '.join(parts)}; {group.norm}{order}"
+
+
+def _mixer_text(mixer: Any) -> str:
+    if mixer.kind == "attention":
+        text = f"{mixer.n_heads} heads of {mixer.head_dim}"
+        if mixer.n_kv_heads != mixer.n_heads:
+            text += f" ({mixer.n_kv_heads} KV heads)"
+        text += f", window {mixer.window}" if mixer.window else ""
+        text += "" if mixer.causal else ", sees everything"
+    elif mixer.kind == "mla":
+        text = f"{mixer.n_heads} heads of {mixer.head_dim} from latents of {mixer.kv_lora_rank}"
+    elif mixer.kind == "compressed":
+        text = f"{mixer.n_heads} heads of {mixer.head_dim}, window {mixer.window}"
+        if mixer.compression:
+            text += f", earlier tokens pooled by {mixer.compression}"
+    else:
+        scan = mixer.scan
+        name = mixer.kind.replace("_", " ")
+        text = f"{name}, state {scan.n_v_heads} x {scan.key_dim} x {scan.value_dim}"
+    indexer = getattr(mixer, "indexer", None)
+    return text + (f", the best {indexer.top_k} keys" if indexer else "")
+
+
+def _mlp_text(mlp: Any) -> str:
+    gate = "gated " if mlp.gated else ""
+    if mlp.kind == "mlp":
+        return f"{gate}MLP {mlp.ffn_size} ({mlp.activation})"
+    text = f"{mlp.top_k} of {mlp.n_experts} {gate}experts {mlp.expert_size} ({mlp.activation})"
+    text += f", shared {mlp.shared_size}" if mlp.shared_size else ""
+    text += f", dense {mlp.dense_size}" if mlp.dense_size else ""
+    return text
 
 
 def _gpu(name: str) -> Description:

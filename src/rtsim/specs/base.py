@@ -106,10 +106,11 @@ def _set_at(
     if not rest:
         data[step] = value
         return
-    inner = model_in(model.model_fields[step].annotation)
+    current = data.get(step)
+    kind = str(current.get("kind", "")) if isinstance(current, dict) else ""
+    inner = model_in(model.model_fields[step].annotation, kind)
     if inner is None:
         raise SpecError(path, value, f"{step} has no fields of its own", where=where)
-    current = data.get(step)
     if current is None:
         current = data[step] = {}
     if isinstance(current, list | tuple):
