@@ -177,8 +177,8 @@ def _check_model(model: ModelSpec) -> Iterator[str]:
         if ffn_size and not 1.0 <= ffn_size / model.hidden_size <= 8.0:
             yield f"MLP width {ffn_size} is not plausible beside {model.hidden_size}"
         mixer = group.attention
-        if mixer is not None and mixer.kind == "attention":
-            if not 0.5 <= mixer.q_width / model.hidden_size <= 2.0:
-                yield f"{mixer.q_width} wide queries are not plausible beside the width"
+        q_width = mixer.q_width if mixer is not None and mixer.kind == "attention" else 0
+        if q_width and not 0.5 <= q_width / model.hidden_size <= 2.0:
+            yield f"{q_width} wide queries are not plausible beside the width"
     if model.vocab_size < model.typical_heads:
         yield f"a vocabulary of {model.vocab_size} is not plausible"

@@ -25,8 +25,8 @@ from rtsim_kernels import tables
 
 from rtsim.catalog import load_gpu, load_model
 from rtsim.errors import SpecError
-from rtsim.machine import Formats, MachineRows, machine_rows, peak_for
-from rtsim.memory import memory_use
+from rtsim.machine import Formats, MachineRows, machine_rows, peak_for, plan_facts
+from rtsim.memory import Placement, memory_use
 from rtsim.operators import OperatorTable, lower
 from rtsim.prediction import (
     Bound,
@@ -43,7 +43,7 @@ from rtsim.prediction import (
 )
 from rtsim.profile import GROUPS, Profile, interval_half_width, load_profile
 from rtsim.profile_choice import choose_profile
-from rtsim.specs.dtype import dtype_bytes, weight_format
+from rtsim.specs.dtype import dtype_bytes
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
 from rtsim.specs.parallelism import ParallelismSpec
@@ -93,8 +93,9 @@ class System:
         stack: str | None = None,
         dtype: str | None = None,
         kv_cache_dtype: str | None = None,
-        quantization: str = "none",
+        quantization: str | None = None,
     ) -> None:
+        """quantization: of all linear layers' weights; None as the model is published."""
         self.model = model
         self.gpu = gpu = gpu.one_device()  # what software, a rank and a profile see as one
         self.parallelism = parallelism or ParallelismSpec()
@@ -113,15 +114,16 @@ class System:
                     "its own datasheet figures, and the interval is wider for it"
                 )
         if dtype in _NARROW:
-            if quantization != "none":
+            if quantization not in (None, "none"):
                 raise SpecError("dtype", dtype, "name a narrow dtype or a quantization, not both")
             quantization = _NARROW[dtype]
             dtype = None
         self.dtype = dtype or model.dtype
-        self.kv_dtype = kv_cache_dtype or self.dtype
-        self.quantization = quantization
-        self.weights = weight_format(quantization, self.dtype)
-        formats = Formats(self.dtype, self.kv_dtype, self.weights, quantization)
+        self.kv_dtype = kv_cache_dtype or model.kv_cache_dtype or self.dtype
+        parts = model.quantization.model_dump()
+        if quantization is not None:
+            parts = dict.fromkeys(parts, quantization)
+        self.formats = Formats(self.dtype, self.kv_dtype, **parts)
         self.table: OperatorTable = lower(
             model,
             self.parallelism,
@@ -129,7 +131,9 @@ class System:
             dtype_bytes(self.dtype),
             gpu.gpus_joined,
         )
-        self.rows: MachineRows = machine_rows(self.profile, gpu, formats, notes)
+        self.rows: MachineRows = machine_rows(
+            self.profile, gpu, self.formats, notes, plan_facts(model, self.parallelism)
+        )
         self.peak_flops_per_s = peak_for(gpu, self.dtype, [])
         self.notes = tuple(dict.fromkeys(notes))
         self._interpreted: tuple[Any, Any, Any] | None = None
@@ -145,7 +149,8 @@ class System:
         """
         kernels, machine = self._compiled_form()
         prefill_s, decode_s = kernels.generation.generation_s(
-            float(-(-batch_size // self.parallelism.dp)), float(input_len), float(output_len),
+            float(-(-batch_size // self.parallelism.sequence_groups)), float(input_len),
+            float(output_len),
             self.table.rows, self.table.segments, machine, *self._scratch,
         )  # fmt: skip
         tpot_s = decode_s / (output_len - 1) if output_len > 1 else math.nan
@@ -192,7 +197,7 @@ class System:
         beyond the fitted ones widen it further, with the square root of their distance.
         """
         profile = self.profile
-        heads = self.model.layers[0].attention.n_heads
+        heads = self.model.typical_heads
         shape = (self.model.n_layers, self.model.hidden_size, heads, self.parallelism.tp)
         distance = profile.shape_distance(tuple(map(float, shape)))
         beyond = profile.batch_distance(n_sequences)[..., None] / _UNLIKE_DISTANCE
@@ -210,7 +215,9 @@ class System:
 
         owed: (..., groups) seconds owed to each group; batch_size: (...) of the whole system.
         """
-        n_sequences = np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.dp)
+        n_sequences = np.ceil(
+            np.asarray(batch_size, dtype=float) / self.parallelism.sequence_groups
+        )
         return interval_half_width(owed, self._scatter(n_sequences), self.profile.sigma_row)
 
     def runtimes(self, batch_size: Array, input_len: Array, output_len: Array) -> Array:
@@ -221,7 +228,7 @@ class System:
         kernels, machine = self._compiled_form()
         out: Array = np.zeros((len(batch_size), 2, len(GROUPS)))
         kernels.generation.generation_many(
-            np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.dp),
+            np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.sequence_groups),
             np.asarray(input_len, dtype=float),
             np.asarray(output_len, dtype=float),
             self.table.rows,
@@ -250,20 +257,23 @@ class System:
         workload = WorkloadSpec(batch_size=batch_size, input_len=input_len, output_len=output_len)
         notes = [*self.notes, *workload.check_model(self.model)]
         p = self.parallelism
-        n_sequences = -(-batch_size // p.dp)
-        if batch_size < p.dp:
+        groups = p.sequence_groups
+        n_sequences = -(-batch_size // groups)
+        if batch_size < groups:
+            what = "replicas" if p.attention_dp == 1 else "attention groups"
             notes.append(
-                f"batch_size = {batch_size} leaves {p.dp - batch_size} of {p.dp} replicas idle"
+                f"batch_size = {batch_size} leaves {groups - batch_size} of {groups} {what} idle"
             )
-        elif batch_size % p.dp:
-            notes.append(f"{batch_size} sequences over dp = {p.dp}: the fullest has {n_sequences}")
+        elif batch_size % groups:
+            degrees = f"dp = {p.dp}"
+            degrees += f", attention_dp = {p.attention_dp}" if p.attention_dp > 1 else ""
+            notes.append(f"{batch_size} sequences over {degrees}: the fullest has {n_sequences}")
         if compiled is None:
             compiled = "rtsim_kernels_compiled" in sys.modules
         run = self._evaluate(n_sequences, input_len, output_len, compiled)
         memory = memory_use(
-            self.model, self.gpu, p, self.profile.traits, weights=self.weights,
-            dtype=self.dtype, kv_dtype=self.kv_dtype, n_sequences=n_sequences,
-            input_len=input_len, last_context=workload.last_context,
+            Placement(self.model, self.gpu, p, self.profile.traits, self.formats),
+            n_sequences=n_sequences, input_len=input_len, last_context=workload.last_context,
         )  # fmt: skip
         if not memory.fits:
             notes.append(_misfit(self.model, self.gpu, p.tp, memory.smallest_fitting_tp))
@@ -271,6 +281,7 @@ class System:
         # Every sequence is counted once: replicas with fewer than the fullest do less.
         flops = {
             phase: p.tp
+            * p.cp
             * (batch_size / n_sequences)
             * sum(row.flops for row in breakdown if row.phase == phase and row.bound != "host")
             for phase in ("prefill", "decode")
@@ -279,7 +290,8 @@ class System:
         # Weights pass in every replica that has work, so the fullest stands for the busy ones.
         hbm_bytes = (
             p.tp
-            * min(p.dp, batch_size)
+            * p.cp
+            * min(groups, batch_size)
             * sum(row.bytes for row in breakdown if kinds.get(row.operator) != tables.COLLECTIVE)
         )
         e2e_s = run.ttft_s + run.decode_s
@@ -308,10 +320,12 @@ class System:
             stack=self.profile.stack,
             profile=self.profile.name,
             num_gpus=num_gpus,
-            parallelism=ParallelismSummary(p.tp, p.pp, p.ep, p.dp),
+            parallelism=ParallelismSummary(
+                p.tp, p.pp, p.ep, p.dp, p.cp, p.attention_dp, p.micro_batches
+            ),
             workload=WorkloadSummary(
                 batch_size, input_len, output_len, self.dtype, self.kv_dtype,
-                None if self.quantization == "none" else self.quantization,
+                self._quantization(),
             ),
             ttft_s=run.ttft_s,
             tpot_s=run.decode_s / (output_len - 1) if output_len > 1 else None,
@@ -354,35 +368,52 @@ class System:
             e2e_latency_s=around(prefill + decode, 1.0),
         )
 
+    def _quantization(self) -> str | None:
+        """The weights' formats in a word or two; None where they are in the dtype."""
+        formats = self.formats
+        parts = {"attention": formats.attention, "mlp": formats.mlp}
+        if self.model.n_experts:
+            parts["experts"] = formats.experts
+        if len(set(parts.values())) == 1:
+            return None if formats.mlp == "none" else formats.mlp
+        return ", ".join(f"{part} {form}" for part, form in parts.items() if form != "none")
+
     def _breakdown(self, run: _Evaluation, n_sequences: int, input_len: int,
                    output_len: int) -> tuple[OperatorTime, ...]:  # fmt: skip
-        operators, _, machine = self._plain()
+        operators, segments, machine = self._plain()
+        plan = machine.plan
+        together = float(-(-n_sequences // int(plan.micro_batches)))
+        repeated = n_sequences / together  # micro-batches, for counts of work
+        source = float(input_len) if plan.model_kind != tables.DECODER else 0.0
         steps = output_len - 1
-        # Contexts of the decode steps: input_len + 1 ... input_len + steps.
-        mean_context = input_len + (steps + 1) / 2
-        phases: list[tuple[Phase, float, Array, float, int]]
-        phases = [("prefill", run.ttft_s, run.prefill_times, float(input_len), 1)]
+        before = 1 if plan.model_kind == tables.ENCODER_DECODER else input_len
+        encoder = {i for s in segments if s.is_encoder for i in range(s.first, s.last)}
+        phases: list[tuple[Phase, float, Array, int]]
+        phases = [("prefill", run.ttft_s, run.prefill_times, 1)]
         if steps:
-            phases.append(("decode", run.decode_s, run.decode_times, 1.0, steps))
+            phases.append(("decode", run.decode_s, run.decode_times, steps))
         rows: list[OperatorTime] = []
-        for phase, total_s, times, new_tokens, repeats in phases:
+        for phase, total_s, times, repeats in phases:
             busy_s = 0.0
             for i, operator in enumerate(operators):
                 executions = float(self.table.executions[i])
-                context = float(input_len) if phase == "prefill" else mean_context
-                if phase == "decode" and operator.window:
-                    context = _mean_window(input_len, steps, operator.window)
-                sizes = (operator, float(n_sequences), new_tokens, context, machine)
+                new_tokens, context = self._step_sizes(
+                    phase, operator, i in encoder, input_len, before, steps
+                )
+                if not interpreted_step.runs(operator, new_tokens) or times[i, 0] == 0.0:
+                    continue
+                sizes = (operator, together, new_tokens, context, source, machine)
                 flops, moved = interpreted_step.operator_work(*sizes)
                 _, bound = interpreted_step.operator_s(*sizes)
                 seconds = float(times[i, 0]) * executions
                 busy_s += seconds
                 count = round(executions * repeats)
                 name = cast(Bound, tables.BOUND_NAMES[bound])
+                work = count * repeated
                 rows.append(
                     OperatorTime(
-                        self.table.names[i], phase, count, seconds, name, flops * count,
-                        moved * count,
+                        self.table.names[i], phase, count, seconds, name, flops * work,
+                        moved * work,
                     )
                 )  # fmt: skip
             waiting_s = max(0.0, total_s - busy_s)
@@ -390,6 +421,23 @@ class System:
                 OperatorTime("GPU waits for host", phase, repeats, waiting_s, "host", 0.0, 0.0)
             )
         return tuple(rows)
+
+    def _step_sizes(self, phase: Phase, operator: Any, encodes: bool, input_len: int, before: int,
+                    steps: int) -> tuple[float, float]:  # fmt: skip
+        """(new tokens, context) of the step that stands for a phase.
+
+        Decode: the mean of the contexts before + 1 ... before + steps, seen through a window.
+        """
+        ranks = self.parallelism.cp
+        if phase == "decode":
+            context = before + (steps + 1) / 2
+            if operator.window and not operator.compression:
+                context = _mean_window(before, steps, operator.window)
+            return 1.0, max(1.0, context / ranks)
+        if self.model.encoder and not encodes:
+            return 1.0, 1.0
+        own = float(-(-input_len // ranks))
+        return own, float(input_len) if ranks == 1 else 0.5 * (input_len + own)
 
     def _sources(self) -> tuple[str, ...]:
         found = [f"profile {self.profile.name}: {self.profile.provenance.get('source', 'own')}"]
@@ -429,6 +477,9 @@ def system(
     dtype: str | None = None,
     kv_cache_dtype: str | None = None,
     quantization: str | None = None,
+    cp: int | None = None,
+    attention_dp: int | None = None,
+    micro_batches: int | None = None,
 ) -> System:
     """The System of these names or specifications, kept for the next call with the same.
 
@@ -447,7 +498,8 @@ def system(
     return make(
         arch if isinstance(arch, ModelSpec) else load_model(arch),
         gpu if isinstance(gpu, GpuSpec) else load_gpu(gpu),
-        tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,
+        tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization, cp,
+        attention_dp, micro_batches,
     )  # fmt: skip
 
 
@@ -465,8 +517,14 @@ def _kept_system(
     dtype: str | None,
     kv_cache_dtype: str | None,
     quantization: str | None,
+    cp: int | None,
+    attention_dp: int | None,
+    micro_batches: int | None,
 ) -> System:
-    degrees = {"tp": tp, "pp": pp, "ep": ep, "dp": dp, "num_gpus": num_gpus}
+    degrees = {
+        "tp": tp, "pp": pp, "ep": ep, "dp": dp, "num_gpus": num_gpus, "cp": cp,
+        "attention_dp": attention_dp, "micro_batches": micro_batches,
+    }  # fmt: skip
     given = {name: value for name, value in degrees.items() if value is not None}
     # Names are checked here, where their field names are known.
     formats = WorkloadSpec.from_mapping(
@@ -488,7 +546,7 @@ def _kept_system(
         stack=stack,
         dtype=formats.dtype,
         kv_cache_dtype=formats.kv_cache_dtype,
-        quantization=formats.quantization,
+        quantization=None if quantization is None else formats.quantization,
     )
 
 
@@ -501,6 +559,9 @@ def predict(
     pp: int | None = None,
     ep: int | None = None,
     dp: int | None = None,
+    cp: int | None = None,
+    attention_dp: int | None = None,
+    micro_batches: int | None = None,
     stack: str | None = None,
     profile: str | None = None,
     batch_size: int | None = None,
@@ -524,7 +585,10 @@ def predict(
     """
     chosen = system(
         arch, gpu, tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,
+        cp, attention_dp, micro_batches,
     )  # fmt: skip
+    if output_len is None and chosen.model.kind == "encoder":
+        output_len = 1
     asked = {"batch_size": batch_size, "input_len": input_len, "output_len": output_len}
     workload = WorkloadSpec.from_mapping({k: v for k, v in asked.items() if v is not None})
     assumed: list[str] = []

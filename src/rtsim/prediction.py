@@ -40,6 +40,8 @@ class MemoryUse:
     capacity_bytes: float
     fits: bool
     smallest_fitting_tp: int | None = None  # None: no tp that this GPU's node allows fits
+    max_batch_size: int = 0  # largest batch that fits at these lengths; 0: none does
+    max_context: int = 0  # longest prompt and output together that fit at this batch
 
     @property
     def used_bytes(self) -> float:
@@ -104,6 +106,9 @@ class ParallelismSummary:
     pp: int = 1
     ep: int = 1
     dp: int = 1
+    cp: int = 1
+    attention_dp: int = 1
+    micro_batches: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,10 @@ class WorkloadSpec(Spec):
         return self.input_len + self.output_len - 1
 
     def check_model(self, model: ModelSpec) -> list[str]:
-        """Notes; SpecError where learned positions make the length impossible."""
+        """Notes; SpecError where learned positions, or an encoder, make the length impossible."""
+        if model.kind == "encoder" and self.output_len > 1:
+            allowed = f"must be 1, {model.name} is an encoder and generates nothing"
+            raise SpecError("output_len", self.output_len, allowed)
         if self.last_context <= model.max_positions:
             return []
         if model.position == "learned":
