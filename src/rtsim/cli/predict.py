@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rtsim.cli.parameters import count, deliver, json_option, output_option
+from rtsim.cli.parameters import count, deliver, json_option, output_option, set_option
 
 
 @click.command("predict")
@@ -35,12 +35,14 @@ from rtsim.cli.parameters import count, deliver, json_option, output_option
 @click.option("--kv-cache-dtype", metavar="D", help="Number format of the KV cache.")
 @click.option("--quantization", metavar="Q", help="Weight format, such as int4_wo or fp8.")
 @click.option("--profile", metavar="NAME|FILE", help="Fitted profile (see rtsim list profiles).")
+@set_option
 @json_option
 @output_option
 def command(as_json: bool, output: str | None, **request: Any) -> None:
     """Predict time, memory, cost and energy of one generation.
 
-    What is left out takes a default, and the output names what was assumed.
+    What is left out takes a default, and the output names what was assumed. With --set the
+    figures stand beside those of the system without it, with the operators that moved.
     """
     from rtsim import report
     from rtsim.predict import predict
