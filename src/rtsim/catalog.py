@@ -84,6 +84,11 @@ def load_gpu(name_or_path: str | Path) -> GpuSpec:
     return _packaged_gpu(resolve("gpus", str(name_or_path)))
 
 
+def template(kind: Kind) -> str:
+    """A commented TOML file of the figures that a new model or GPU needs; valid as it is."""
+    return (DATA / "templates" / f"{_WORDS[kind].lower()}.toml").read_text(encoding="utf-8")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The file as plain data; DataError (one line) where it is missing or malformed."""
     try:
