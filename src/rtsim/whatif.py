@@ -135,12 +135,13 @@ def _split(path: str, value: object) -> tuple[str, str]:
         raise SpecError(path, value, f"has an option of its own, {option}; set changes figures")
     if root in _OPTION_GROUPS:
         raise SpecError(path, value, f"has options of its own, such as {_OPTION_GROUPS[root]}")
-    exact = [known for known in _known_paths() if known.partition(".")[2] == path]
-    near = exact or nearest_names(path, _known_paths())
+    exact = [known for known in known_paths() if known.partition(".")[2] == path]
+    near = exact or nearest_names(path, known_paths())
     raise SpecError(path, value, "must begin with gpu, link, network or model", nearest=near)
 
 
-def _known_paths() -> list[str]:
+def known_paths() -> list[str]:
+    """Paths of one step below a root, for those that are near a wrong one."""
     parts: dict[str, type[Spec]] = {
         "gpu": GpuSpec,
         "link": LinkSpec,

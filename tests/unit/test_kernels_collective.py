@@ -348,6 +348,7 @@ def test_topology_names(
         ("h100-nvl-94gb", 0.0, 0.0),  # a bridge over two
         ("v100-sxm2-32gb", 7.0, 0.0),
         ("mi300x", 7.0, 0.0),
+        ("mi250x", 0.0, 0.0),  # two dies a module
         ("tpu-v5p", 0.0, 0.0),
         ("l40s", 0.0, 0.0),
     ],
@@ -357,7 +358,7 @@ def test_links_of_packaged_gpus(gpu: str, mesh: float, multicast: float) -> None
     for factor in ("1x", "4x", "0.25x"):
         spec = load_gpu(gpu)
         changed = spec if spec.link is None else spec.with_({"link.bytes_per_s": factor})
-        facts = link_facts_of(changed)
+        facts = link_facts_of(changed.one_device())
         assert (facts.mesh_peers, facts.multicast) == (mesh, multicast)
 
 

@@ -268,6 +268,9 @@ class GpuSpec(Spec):
         if self.link is not None:
             changes["link.bytes_per_s"] = self.link.bytes_per_s / dies
             changes["link.domain_size"] = self.link.domain_size * dies
+            if self.link.topology == "mesh":
+                # Dies of a module are joined more closely than modules: no even mesh of dies.
+                changes["link.topology"] = "ring"
         if self.network is not None:
             changes["network.bytes_per_s"] = self.network.bytes_per_s / dies
         return self.with_(changes)

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rtsim import whatif
 from rtsim.catalog import load_gpu, load_model
@@ -319,6 +321,33 @@ def test_refused_in_one_line(path: str, value: object, words: tuple[str, ...]) -
     assert len(message) < 400
     for word in words:
         assert word in message
+
+
+TEXTS = st.one_of(
+    st.text(max_size=8),
+    st.from_regex(r"-?[0-9]{1,4}(\.[0-9])?(e-?[0-9]{1,3})?[xX]?", fullmatch=True),
+    st.from_regex(r"[0-9]{1,4} ?[kMGT]?i?(B|B/s|FLOP/s|Hz|W|b/s)", fullmatch=True),
+    st.sampled_from(["none", "true", "nan", "inf", "1_0", "fp8", "switch", "hopper"]),
+)
+
+
+NESTED = [
+    *(f"model.layers.{f}" for f in ("count", "norm", "parallel", "mlp.bias", "mlp.ffn_size")),
+    *(f"model.layers.1.attention.{f}" for f in ("n_heads", "n_kv_heads", "window", "rotary_dim")),
+    *(f"gpu.{f}" for f in ("price.usd_per_hour", "price.date", "link.topology", "network.name")),
+]
+
+
+@settings(deadline=None, derandomize=True, max_examples=400)
+@given(st.sampled_from([*whatif.known_paths(), *NESTED]), TEXTS)
+def test_any_text_for_any_path_is_taken_or_refused_in_one_line(path: str, text: str) -> None:
+    refusal = f"{path} taken"
+    try:
+        whatif.change({path: text}, two_groups(), load_gpu("h100"))
+    except SpecError as error:
+        refusal = str(error)
+    assert path.split(".")[1] in refusal.replace("layers[0].count", "n_layers layers")
+    assert "\n" not in refusal
 
 
 def test_layers_of_every_group() -> None:
