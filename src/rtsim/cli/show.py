@@ -8,7 +8,7 @@ from rtsim.cli.parameters import deliver, json_option, set_option
 
 
 @click.command("show")
-@click.argument("name", metavar="NAME|FILE.toml", required=False)
+@click.argument("name", metavar="[NAME|FILE.toml]", required=False)
 @click.option(
     "--template",
     type=click.Choice(["gpu", "model"]),
