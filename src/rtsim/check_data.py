@@ -115,6 +115,8 @@ def _check_sources(raw: dict[str, Any]) -> Iterator[str]:
 
 
 def _check_gpu(gpu: GpuSpec) -> Iterator[str]:
+    if gpu.what_if:
+        yield "what_if is for changed copies, not for files"
     yield from gpu.doubts()
     peak = gpu.peak_16_bit_flops_per_s
     per_clock = gpu.tensor_flops_per_clock_per_sm

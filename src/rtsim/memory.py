@@ -47,10 +47,9 @@ class Placement:
     traits: StackTraits
     formats: Formats
 
-    def with_tp(self, tp: int) -> Placement:
-        """The same with another tensor parallelism in the place of what splits a stage now."""
-        p = self.parallelism
-        changed = ParallelismSpec(tp=tp, pp=p.pp, ep=math.gcd(p.ep, tp), dp=p.dp, cp=p.cp)
+    def split(self, tp: int, pp: int) -> Placement:
+        """The same with a replica of tp * pp GPUs, all of a stage in tensor parallelism."""
+        changed = ParallelismSpec(tp=tp, pp=pp, ep=math.gcd(self.parallelism.ep, tp))
         return replace(self, parallelism=changed)
 
     def weights_bytes(self) -> float:
@@ -145,18 +144,44 @@ class Placement:
         return replace(result, fits=result.used_bytes <= capacity)
 
     def smallest_fitting_tp(
-        self, n_sequences: int, input_len: int, last_context: int
+        self, n_sequences: int, input_len: int, last_context: int, pp: int
     ) -> int | None:
-        """The smallest tensor parallelism of a node that fits, all else as it is; None: none."""
-        for tp in range(1, self.gpu.gpus_joined + 1):
-            try:
-                other = self.with_tp(tp)
-                other.parallelism.check_model(self.model)
-            except SpecError:
-                continue
+        """The smallest tensor parallelism of a node that fits with pp stages; None: none."""
+        for tp in self._degrees():
+            other = self.split(tp, pp)
             if other.use(n_sequences, input_len, last_context).fits:
                 return tp
         return None
+
+    def min_gpus(self, n_sequences: int, input_len: int, last_context: int) -> int | None:
+        """Fewest GPUs of one replica that hold the workload, over tp and pp; None: none do.
+
+        Stages beyond a node need a network. The sequences are those of the whole replica.
+        """
+        degrees = self._degrees()
+        most_stages = self.model.n_layers if self.gpu.network is not None else 1
+        found: int | None = None
+        for tp in degrees:
+            for pp in range(1, most_stages + 1):
+                if found is not None and tp * pp >= found:
+                    break
+                if tp * pp > self.gpu.gpus_joined and self.gpu.network is None:
+                    break
+                if self.split(tp, pp).use(n_sequences, input_len, last_context).fits:
+                    found = tp * pp
+                    break
+        return found
+
+    def _degrees(self) -> list[int]:
+        """Tensor parallelism that a node and the model's heads allow."""
+        allowed = []
+        for tp in range(1, self.gpu.gpus_joined + 1):
+            try:
+                ParallelismSpec(tp=tp).check_model(self.model)
+            except SpecError:
+                continue
+            allowed.append(tp)
+        return allowed
 
     def largest_batch(self, input_len: int, output_len: int) -> int:
         """Most sequences of the whole system that fit at these lengths; 0: not even one each."""
@@ -167,9 +192,12 @@ class Placement:
     def longest_context(self, n_sequences: int) -> int:
         """Most tokens per sequence, prompt and output together, that fit; 0: not even one.
 
-        The prompt is taken to be all but one token, which needs the most activations.
+        The prompt is taken to be all but one token, which needs the most activations. Learned
+        positions are a limit of their own.
         """
-        return _largest(lambda n: self.use(n_sequences, n, n).fits, _MOST_TOKENS)
+        learned = self.model.position == "learned"
+        most = self.model.max_positions if learned else _MOST_TOKENS
+        return _largest(lambda n: self.use(n_sequences, n, n).fits, most)
 
 
 def memory_use(
@@ -180,13 +208,20 @@ def memory_use(
     n_sequences: sequences of one group; last_context: tokens cached when the request ends.
     """
     here = placement.use(n_sequences, input_len, last_context)
-    if here.fits and placement.parallelism.expert_gpus == 1:
+    p = placement.parallelism
+    together = n_sequences * p.attention_dp
+    if here.fits and p.stage_gpus == 1:
         smallest: int | None = 1
     else:
-        smallest = placement.smallest_fitting_tp(n_sequences, input_len, last_context)
+        smallest = placement.smallest_fitting_tp(together, input_len, last_context, p.pp)
+    if here.fits and p.gpus_per_replica == 1:
+        fewest: int | None = 1
+    else:
+        fewest = placement.min_gpus(together, input_len, last_context)
     return replace(
         here,
         smallest_fitting_tp=smallest,
+        min_gpus=fewest,
         max_batch_size=placement.largest_batch(input_len, last_context - input_len + 1),
         max_context=placement.longest_context(n_sequences),
     )

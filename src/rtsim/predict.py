@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +25,7 @@ from rtsim_kernels import step as interpreted_step
 from rtsim_kernels import tables
 
 from rtsim.catalog import load_gpu, load_model
-from rtsim.errors import SpecError
+from rtsim.errors import RtsimError, SpecError
 from rtsim.machine import Formats, MachineRows, machine_rows, peak_for, plan_facts
 from rtsim.memory import Placement, memory_use
 from rtsim.operators import OperatorTable, lower
@@ -34,11 +35,13 @@ from rtsim.prediction import (
     GpuSummary,
     Interval,
     Intervals,
+    MemoryUse,
     ModelSummary,
     OperatorTime,
     ParallelismSummary,
     Phase,
     Prediction,
+    WhatIf,
     WorkloadSummary,
 )
 from rtsim.profile import GROUPS, Profile, interval_half_width, load_profile
@@ -48,6 +51,7 @@ from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
 from rtsim.specs.parallelism import ParallelismSpec
 from rtsim.specs.workload import WorkloadSpec
+from rtsim.whatif import change
 
 Array = NDArray[np.float64]
 
@@ -100,6 +104,13 @@ class System:
         self.gpu = gpu = gpu.one_device()  # what software, a rank and a profile see as one
         self.parallelism = parallelism or ParallelismSpec()
         notes = [*model.notes, *gpu.assumed, *gpu.doubts(), *self.parallelism.check(model, gpu)]
+        if gpu.what_if:
+            notes.insert(
+                0,
+                f"what if: {gpu.name} with {', '.join(gpu.what_if)}. Coefficients, price and power "
+                "are those of the part itself unless set; no such part was measured, so the "
+                "interval is wider",
+            )
         if profile is None:
             self.profile, remarks = choose_profile(gpu, stack)
             notes += remarks
@@ -206,7 +217,7 @@ class System:
         unseen = np.array([profile.sigma_unseen[group] for group in GROUPS]) ** 2
         variance = seen + unlike * np.maximum(0.0, unseen - seen)
         variance = variance * np.maximum(1.0, beyond)
-        if self.gpu.name != profile.gpu:
+        if self.gpu.name != profile.gpu or self.gpu.what_if:
             variance = variance + np.array([profile.transfer_sigma[g] for g in GROUPS]) ** 2
         return np.asarray(np.sqrt(variance))
 
@@ -276,7 +287,7 @@ class System:
             n_sequences=n_sequences, input_len=input_len, last_context=workload.last_context,
         )  # fmt: skip
         if not memory.fits:
-            notes.append(_misfit(self.model, self.gpu, p.tp, memory.smallest_fitting_tp))
+            notes.append(_misfit(self.model, self.gpu, p.tp, memory))
         breakdown = self._breakdown(run, n_sequences, input_len, output_len)
         # Every sequence is counted once: replicas with fewer than the fullest do less.
         flops = {
@@ -455,12 +466,16 @@ def _mean_window(input_len: int, steps: int, window: float) -> float:
     return total / steps
 
 
-def _misfit(model: ModelSpec, gpu: GpuSpec, tp: int, smallest: int | None) -> str:
-    advice = (
-        f"the smallest tensor parallelism that fits is --tp {smallest}"
-        if smallest is not None
-        else "no tensor parallelism within a node fits: try --pp or a narrower --quantization"
-    )
+def _misfit(model: ModelSpec, gpu: GpuSpec, tp: int, memory: MemoryUse) -> str:
+    if memory.smallest_fitting_tp is not None:
+        advice = f"the smallest tensor parallelism that fits is --tp {memory.smallest_fitting_tp}"
+    elif memory.min_gpus is not None:
+        advice = (
+            f"no tensor parallelism within a node fits; the fewest GPUs that do, with --pp, are "
+            f"{memory.min_gpus}"
+        )
+    else:
+        advice = "no split over GPUs fits: try a narrower --quantization or a smaller batch"
     return f"does not fit: {model.name} at tp = {tp} is too large for {gpu.name}; {advice}"
 
 
@@ -480,15 +495,17 @@ def system(
     cp: int | None = None,
     attention_dp: int | None = None,
     micro_batches: int | None = None,
+    set: Mapping[str, object] | None = None,  # noqa: A002 (the option's name)
 ) -> System:
     """The System of these names or specifications, kept for the next call with the same.
 
-    Files are read anew by every call, so that an edit counts.
+    Files are read anew by every call, so that an edit counts. `set` changes figures of the model
+    and the GPU by path, see `rtsim.whatif`.
     """
-    if not isinstance(arch, str | Path | ModelSpec):
-        raise SpecError("arch", arch, "must be a name, a path of a .toml file or a ModelSpec")
-    if not isinstance(gpu, str | Path | GpuSpec):
-        raise SpecError("gpu", gpu, "must be a name, a path of a .toml file or a GpuSpec")
+    model, gpu = _loaded(arch, gpu)
+    if set:
+        changed = change(set, model, gpu)
+        model, gpu = changed.model or model, changed.gpu or gpu
     for field, name in (("stack", stack), ("profile", profile)):
         if not isinstance(name, str | None):
             raise SpecError(field, name, "must be a name")
@@ -496,11 +513,20 @@ def system(
     own_profile = profile is not None and profile.endswith(".toml")
     make = _kept_system.__wrapped__ if own_profile else _kept_system
     return make(
+        model, gpu, tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,
+        cp, attention_dp, micro_batches,
+    )  # fmt: skip
+
+
+def _loaded(arch: str | Path | ModelSpec, gpu: str | Path | GpuSpec) -> tuple[ModelSpec, GpuSpec]:
+    if not isinstance(arch, str | Path | ModelSpec):
+        raise SpecError("arch", arch, "must be a name, a path of a .toml file or a ModelSpec")
+    if not isinstance(gpu, str | Path | GpuSpec):
+        raise SpecError("gpu", gpu, "must be a name, a path of a .toml file or a GpuSpec")
+    return (
         arch if isinstance(arch, ModelSpec) else load_model(arch),
         gpu if isinstance(gpu, GpuSpec) else load_gpu(gpu),
-        tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization, cp,
-        attention_dp, micro_batches,
-    )  # fmt: skip
+    )
 
 
 @lru_cache(maxsize=128)
@@ -570,19 +596,31 @@ def predict(
     dtype: str | None = None,
     kv_cache_dtype: str | None = None,
     quantization: str | None = None,
+    set: Mapping[str, object] | None = None,  # noqa: A002 (the option's name)
     compiled: bool | None = None,
 ) -> Prediction:
     """Predict one generation: `batch_size` prompts of `input_len` tokens, `output_len` each.
 
     arch, gpu: catalogue names, paths of .toml files, or specifications. What is None takes a
     default, named in `Prediction.assumed`: prompt 512, output 64, batch 1, one GPU, the model's
-    own dtype, and the stack with the best evidence for the GPU. `compiled` as in
-    `System.predict`. Raises RtsimError (SpecError, UnknownName, DataError) on bad input.
+    own dtype, and the stack with the best evidence for the GPU. `set` changes figures of the model
+    and the GPU, such as {"gpu.hbm_bytes_per_s": "2x"} (`rtsim.whatif`); `Prediction.what_if` then
+    holds the system without it. `compiled` as in `System.predict`. Raises RtsimError (SpecError,
+    UnknownName, DataError) on bad input.
 
     >>> result = predict("gpt3-175b", "a100", tp=8, output_len=1)
     >>> result.tpot_s is None
     True
     """
+    if set is not None:
+        request: dict[str, Any] = {
+            "num_gpus": num_gpus, "tp": tp, "pp": pp, "ep": ep, "dp": dp, "cp": cp,
+            "attention_dp": attention_dp, "micro_batches": micro_batches, "stack": stack,
+            "profile": profile, "batch_size": batch_size, "input_len": input_len,
+            "output_len": output_len, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype,
+            "quantization": quantization, "compiled": compiled,
+        }  # fmt: skip
+        return _predict_what_if(*_loaded(arch, gpu), set, request)
     chosen = system(
         arch, gpu, tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,
         cp, attention_dp, micro_batches,
@@ -615,6 +653,22 @@ def predict(
         assumed=tuple(assumed),
         compiled=compiled,
     )
+
+
+def _predict_what_if(
+    model: ModelSpec, gpu: GpuSpec, settings: Mapping[str, object], request: Mapping[str, Any]
+) -> Prediction:
+    """The prediction of the changed system, with that of the unchanged one beside it."""
+    changed = change(settings, model, gpu)
+    after = predict(changed.model or model, changed.gpu or gpu, **request)
+    notes = changed.notes
+    before = None
+    try:
+        before = predict(model, gpu, **request)
+    except RtsimError as error:
+        notes = (*notes, f"without the changes there is no prediction: {error}")
+    texts = tuple((path, str(value)) for path, value in settings.items())
+    return replace(after, notes=(*notes, *after.notes), what_if=WhatIf(texts, before))
 
 
 def warm_up() -> None:
