@@ -222,9 +222,7 @@ def add_operators(
                 continue
             same = joined.same[i]
             if same == i:
-                seconds[i], _ = operator_s(
-                    operator, n_sequences, new_tokens, context, 0.0, machine
-                )
+                seconds[i], _ = operator_s(operator, n_sequences, new_tokens, context, 0.0, machine)
             else:
                 seconds[i] = seconds[same]
             spent = seconds[i] + operator.launches * host.kernel_gap_s
@@ -499,13 +497,15 @@ def predict_rows(
     batch_sizes: Any,
     input_lens: Any,
     output_lens: Any,
+    targets: Any,
     out: Any,
     errors: Any,
 ) -> None:
     """Predict rows that are sorted by system, batch, prompt.
 
     systems: SYSTEM rows (systems,). first_rows: (systems + 1,), the rows of each. Sizes: float
-    arrays (rows,). Writes `out`, (N_COLUMNS, rows), and `errors`, (rows,) ERROR_* codes.
+    arrays (rows,). Writes columns `targets`, (rows,), of `out`, (N_COLUMNS, ...), and `errors`,
+    (rows,) ERROR_* codes. Rows of systems without a machine are left alone.
     """
     most_segments = 1
     for s in range(len(systems)):
@@ -569,13 +569,14 @@ def predict_rows(
         prompt_flops = 0.0
         prompt_bytes = 0.0
         for row in range(first, last):
+            target = targets[row]
             batch_size = batch_sizes[row]
             input_len = input_lens[row]
             output_len = output_lens[row]
             errors[row] = row_error(system, plan, batch_size, input_len, output_len)
             if errors[row] != 0:
                 for column in range(N_COLUMNS):
-                    out[column, row] = math.nan
+                    out[column, target] = math.nan
                 continue
             n_sequences = whole_parts(batch_size, system.groups)
             if n_sequences != group_sequences:
@@ -608,14 +609,14 @@ def predict_rows(
                 )  # fmt: skip
                 flops = row_work[0, 0] + row_work[1, 0] * (output_len - 1.0)
                 moved = row_work[0, 1] + row_work[1, 1] * (output_len - 1.0)
-                out[MEMORY, row] = memory_bytes(
+                out[MEMORY, target] = memory_bytes(
                     system, joined.caches, plan, n_sequences, input_len, output_len
                 )
-                out[FITS, row] = out[MEMORY, row] <= system.capacity_bytes
+                out[FITS, target] = out[MEMORY, target] <= system.capacity_bytes
                 write_row(
                     system, machine, batch_size, n_sequences, input_len, output_len, prefill,
                     decode, prompt, decoded, both, variance, flops * repeated, moved * repeated,
-                    out, row,
+                    out, target,
                 )  # fmt: skip
                 continue
             if input_len != prompt_len:
@@ -712,11 +713,11 @@ def predict_rows(
                 )  # fmt: skip
                 flops += work[0] * (output_len - 1.0)
                 moved += work[1] * (output_len - 1.0)
-            out[MEMORY, row] = memory_bytes(
+            out[MEMORY, target] = memory_bytes(
                 system, joined.caches, plan, n_sequences, input_len, output_len
             )
-            out[FITS, row] = out[MEMORY, row] <= system.capacity_bytes
+            out[FITS, target] = out[MEMORY, target] <= system.capacity_bytes
             write_row(
                 system, machine, batch_size, n_sequences, input_len, output_len, prefill, decode,
-                prompt, decoded, both, variance, flops * repeated, moved * repeated, out, row,
+                prompt, decoded, both, variance, flops * repeated, moved * repeated, out, target,
             )  # fmt: skip

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rtsim.bulk import predict_many
     from rtsim.calibrate import Calibration, calibrate
     from rtsim.catalog import load_gpu, load_model
     from rtsim.errors import (
@@ -32,12 +33,16 @@ if TYPE_CHECKING:
     from rtsim.prediction import Prediction
     from rtsim.report import prediction_to_json
     from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec, WorkloadSpec
+    from rtsim.sweep import SweepResult, sweep
     from rtsim.validate import ValidationReport, validate
 
     __version__: str
 
 _HOME = {
     "predict": "predict",
+    "predict_many": "bulk",
+    "sweep": "sweep",
+    "SweepResult": "sweep",
     "validate": "validate",
     "calibrate": "calibrate",
     "Calibration": "calibrate",
@@ -73,6 +78,7 @@ __all__ = [
     "Prediction",
     "RtsimError",
     "SpecError",
+    "SweepResult",
     "UnknownName",
     "ValidationReport",
     "WorkloadSpec",
@@ -81,8 +87,10 @@ __all__ = [
     "load_gpu",
     "load_model",
     "predict",
+    "predict_many",
     "prediction_to_json",
     "read_table",
+    "sweep",
     "validate",
     "write_table",
 ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -48,29 +48,23 @@ def column_name(name: str) -> str:
     )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Result:
-    """Numbers of some rows: `values` (metrics, rows) in the order of METRICS.
-
-    codes: (rows,) index of each row's error in `texts`, of which the first is "".
-    """
-
-    values: Array
-    codes: Array
-    texts: list[str]
-
-
 def evaluate(
-    systems: Systems, codes: Array, first_rows: Array, sizes: tuple[Array, Array, Array]
-) -> Result:
+    systems: Systems,
+    codes: Array,
+    first_rows: Array,
+    sizes: tuple[Array, Array, Array],
+    values: Array,
+    targets: Array,
+) -> tuple[Array, list[str]]:
     """Predict rows sorted by system, batch and prompt.
 
     codes: (systems, columns) of `systems`; first_rows: (systems + 1,); sizes: batch, prompt and
-    output (rows,), NaN = the default.
+    output (rows,), NaN = the default. Writes columns `targets`, (rows,), of `values`, whose rows
+    are METRICS. Returns (rows,) the index of each row's error in a list of texts, and that list,
+    of which the first is "".
     """
     packed = systems.pack(codes)
     n_rows = len(sizes[0])
-    values = np.full((len(METRICS), n_rows), np.nan)
     errors = np.zeros(n_rows, np.int64)
     filled = _filled(packed, first_rows, sizes)
     if packed.machines:
@@ -82,6 +76,7 @@ def evaluate(
             kernels.Scatter(**packed.scatter),
             np.ascontiguousarray(first_rows, np.int64),
             *filled,
+            np.ascontiguousarray(targets, np.int64),
             values,
             errors,
         )
@@ -93,15 +88,14 @@ def evaluate(
             code = known.setdefault(error, len(texts))
             texts += [error] if code == len(texts) else []
             row_codes[first_rows[i] : first_rows[i + 1]] = code
+            values[:, targets[first_rows[i] : first_rows[i + 1]]] = np.nan
     wrong = np.flatnonzero(errors)
     if len(wrong):
         _explain(packed, first_rows, filled, sizes, wrong, row_codes, texts, known)
-    return Result(values, row_codes, texts)
+    return row_codes, texts
 
 
-def _filled(
-    packed: Packed, first_rows: Array, sizes: tuple[Array, Array, Array]
-) -> list[Array]:
+def _filled(packed: Packed, first_rows: Array, sizes: tuple[Array, Array, Array]) -> list[Array]:
     """Sizes with defaults in place of NaN."""
     filled = []
     for name, size in zip(SIZES, sizes, strict=True):
@@ -114,9 +108,11 @@ def _filled(
                 ]
                 outputs = np.where(kinds, _ENCODER_OUTPUT, _DECODER_OUTPUT)
                 default = np.repeat(outputs, np.diff(first_rows))[missing]
-            size = size.copy()
-            size[missing] = default
-        filled.append(np.ascontiguousarray(size, np.float64))
+            full = size.copy()
+            full[missing] = default
+            filled.append(full)
+        else:
+            filled.append(np.ascontiguousarray(size, np.float64))
     return filled
 
 
@@ -203,12 +199,13 @@ def predict_many(table: Any, *, threads: int | None = None) -> dict[str, Array]:
     of_systems = {n: coded(c, n_rows) for n, c in by_name.items() if n not in SIZES}
     systems = Systems({name: column.values for name, column in of_systems.items()})
     sizes = [coded(by_name.get(name, np.nan), n_rows) for name in SIZES]
-    keys, distinct = combined([column for column in of_systems.values()], n_rows)
+    keys, distinct = combined(list(of_systems.values()), n_rows)
     numbers = [_size_values(name, size) for name, size in zip(SIZES, sizes, strict=True)]
     order = _order(keys, sizes)
     values = np.empty((len(METRICS), n_rows))
     codes = np.zeros(n_rows, np.int64)
-    texts: list[str] = [""]
+    known = {"": 0}
+    lock = Lock()
 
     def run(first: int) -> None:
         last = min(first + CHUNK_ROWS, n_rows)
@@ -216,23 +213,22 @@ def predict_many(table: Any, *, threads: int | None = None) -> dict[str, Array]:
         own = keys[rows]
         starts = np.flatnonzero(np.concatenate(([True], own[1:] != own[:-1])))
         chosen = tuple(n[size.codes[rows]] for n, size in zip(numbers, sizes, strict=True))
-        part = evaluate(
-            systems, distinct[own[starts]], np.append(starts, last - first), chosen  # type: ignore[arg-type]
+        targets = np.arange(first, last) if order is None else order[first:last]
+        errors, found = evaluate(
+            systems, distinct[own[starts]], np.append(starts, last - first), chosen,
+            values, targets,
         )  # fmt: skip
-        values[:, rows] = part.values
-        if len(part.texts) > 1:
-            places = [0]
-            for text in part.texts[1:]:
-                places.append(len(texts))
-                texts.append(text)
-            codes[rows] = np.array(places)[part.codes]
+        if len(found) > 1:
+            with lock:
+                places = [known.setdefault(text, len(known)) for text in found]
+            codes[rows] = np.array(places)[errors]
 
     each(run, range(0, n_rows, CHUNK_ROWS), min(n_threads(threads), -(-n_rows // CHUNK_ROWS) or 1))
-    return as_columns(values, codes, texts)
+    return as_columns(values, codes, list(known))
 
 
 def as_columns(values: Array, codes: Array, texts: list[str]) -> dict[str, Array]:
-    """The columns of `predict_many` from `Result`'s parts."""
+    """The columns of `predict_many`; codes: (rows,) index of each row's error in `texts`."""
     found: dict[str, Array] = dict(zip(METRICS, values, strict=True))
     found["fits"] = values[METRICS.index("fits")] == 1.0
     gpus = values[METRICS.index("num_gpus")]

@@ -49,12 +49,16 @@ def columns_of(table: Any) -> tuple[dict[str, Any], int]:
             "table", type(table).__name__,
             "must be a mapping of columns, a structured array, a data frame or an Arrow table",
         )  # fmt: skip
-    arrays = {name: column if _is_scalar(column) else _array(column) for name, column in found.items()}
+    arrays = {
+        name: column if _is_scalar(column) else _array(column) for name, column in found.items()
+    }
     lengths = {name: len(column) for name, column in arrays.items() if not _is_scalar(column)}
     n_rows = next(iter(lengths.values()), 1 if arrays else 0)
     for name, length in lengths.items():
         if length != n_rows:
-            raise SpecError("table", f"{length} rows", f"column {name} must have {n_rows} as others")
+            raise SpecError(
+                "table", f"{length} rows", f"column {name} must have {n_rows} as others"
+            )
     return arrays, n_rows
 
 
@@ -82,8 +86,6 @@ def _array(column: Any) -> Array:
         items = list(column)
         plain = all(isinstance(item, int | float) and not isinstance(item, bool) for item in items)
         array = np.array(items) if plain and items else _objects(items)
-    if not isinstance(array, np.ndarray):
-        array = np.asarray(array)
     if array.ndim != 1:
         raise SpecError("table", f"shape {array.shape}", "columns must have one axis")
     return array
@@ -102,14 +104,13 @@ def coded(column: Any, n_rows: int) -> Coded:
         return Coded(np.zeros(n_rows, np.int64), [_plain(value)])
     if len(column) == 0:
         return Coded(np.zeros(0, np.int64), [])
-    if column.dtype == object:
-        return _of_objects(column)
+    distinct = _of_objects if column.dtype == object else _distinct
     runs = _runs(column)
     if runs is not None:
         starts, lengths = runs
-        short = _distinct(column[starts])
+        short = distinct(column[starts])
         return Coded(np.repeat(short.codes, lengths), short.values)
-    return _distinct(column)
+    return distinct(column)
 
 
 def _runs(column: Array) -> tuple[Array, Array] | None:
@@ -132,7 +133,8 @@ def _distinct(column: Array) -> Coded:
     if column.dtype.kind == "f":
         whole = np.isfinite(column) & (column == np.floor(column)) & (np.abs(column) < 2.0**53)
         if whole.all():
-            return _distinct(column.astype(np.int64))
+            whole_numbers = _distinct(column.astype(np.int64))
+            return Coded(whole_numbers.codes, list(map(float, whole_numbers.values)))
     values, codes = np.unique(column, return_inverse=True)
     return Coded(codes.astype(np.int64, copy=False), [_plain(value) for value in values.tolist()])
 
@@ -155,15 +157,13 @@ def _of_objects(column: Array) -> Coded:
 
 
 def _plain(value: Any) -> Any:
-    """A cell as a plain Python object: whole numbers as int, missing ones as None."""
+    """A cell as a plain Python object, a missing one as None."""
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return int(value) if value.is_integer() and abs(value) < 2.0**53 else value
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return None
-    return value
+    missing = (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip())
+        or type(value).__name__ in ("NAType", "NaTType")
+    )
+    return None if missing else value

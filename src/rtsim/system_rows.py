@@ -295,7 +295,9 @@ _MOST_BASES = 20_000
 
 
 def _loaded(column: str, value: Any) -> Any:
-    """A model or GPU file as its specification, or the error that it gives; others as they are."""
+    """A value as `system` takes it: a file as its specification or the error that it gives."""
+    if isinstance(value, float) and column in FIELDS and value.is_integer():
+        return int(value)  # degrees in a column of floats
     if isinstance(value, str) and value.lower().endswith((".toml", ".json")):
         try:
             if column == "model":
