@@ -250,6 +250,8 @@ def combined(columns: list[Coded], n_rows: int) -> tuple[Array, Array]:
             size *= len(column.values)
         keys = keys * max(1, len(column.values)) + column.codes
     keys, n_systems = _compressed(keys)
+    if n_rows == 0:
+        return keys, np.zeros((0, len(columns)), np.int64)
     first = np.zeros(n_systems, np.int64)
     first[keys[::-1]] = np.arange(n_rows - 1, -1, -1)
     distinct = np.stack([column.codes[first] for column in columns], axis=1)

@@ -151,8 +151,7 @@ def parse_axis(name: str, text: str) -> list[Any]:
     ['0.5x', '1x', '2x']
     """
     values: list[Any] = []
-    for part in text.split(","):
-        part = part.strip()
+    for part in map(str.strip, text.split(",")):
         if not part:
             raise SpecError(name, text, "has an empty entry; write values as 1,2,4 or 1:512:x2")
         if name in NAMED:

@@ -255,7 +255,14 @@ def request_key(request: Request) -> str:
     from importlib.metadata import version
 
     axes = {name: [_plain(value) for value in values] for name, values in request.grid.axes.items()}
-    parts: list[Any] = [version("rtsim"), axes, request.where, request.sort, request.top, request.pareto]
+    parts: list[Any] = [
+        version("rtsim"),
+        axes,
+        request.where,
+        request.sort,
+        request.top,
+        request.pareto,
+    ]
     parts += [request.sampled, request.part_rows]
     return hashlib.sha256(json.dumps(parts, sort_keys=False).encode()).hexdigest()
 

@@ -52,6 +52,7 @@ class SweepResult:
     seconds: float = 0.0
     sampled: Array = field(default_factory=lambda: np.zeros((2, 0)))
     frontier: Array = field(default_factory=lambda: np.zeros((2, 0)))
+    axes: dict[str, int] = field(default_factory=dict)  # of the grid, and their numbers of values
     errors: tuple[tuple[str, int], ...] = ()  # the most frequent, with their numbers of rows
 
 
@@ -179,6 +180,12 @@ def _finish(
 ) -> SweepResult:
     """Join the parts: choose and order the rows, write the file or make the columns."""
     store.load(request.n_parts)
+    counts = store.failures()
+    frequent = tuple(sorted(counts.items(), key=lambda item: -item[1])[:3])
+    n_failed = sum(counts.values())
+    if n_failed == request.grid.n_rows:
+        size = "1 row" if n_failed == 1 else f"{n_failed:,} rows"
+        raise SpecError("grid", size, f"none has a prediction: {frequent[0][0]}")
     picked: Array | None = None
     if selection.thins or selection.sort is not None:
         wanted = store.columns(request, selection.columns)
@@ -195,9 +202,8 @@ def _finish(
         if selection.pareto:
             best = columns if output is None else store.block(request, picked)
             frontier = np.array([best[name] for name in request.sampled], float)
-    counts = store.failures()
     return SweepResult(
-        columns, request.grid.n_rows, n_kept, sum(counts.values()),
+        columns, request.grid.n_rows, n_kept, n_failed,
         None if output is None else str(output), time.perf_counter() - start, sampled, frontier,
-        tuple(sorted(counts.items(), key=lambda item: -item[1])[:3]),
+        {name: len(values) for name, values in request.grid.axes.items()}, frequent,
     )  # fmt: skip

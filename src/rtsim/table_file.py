@@ -54,7 +54,8 @@ def _cells(column: Array) -> list[Any]:
     """Plain Python values, None for missing ones."""
     values = column.tolist()
     if column.dtype.kind == "f" and np.isnan(column).any():
-        return [None if value != value else value for value in values]
+        missing = np.isnan(column).tolist()
+        return [None if gone else v for v, gone in zip(values, missing, strict=True)]
     return values  # type: ignore[no-any-return]
 
 
