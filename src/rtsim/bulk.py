@@ -9,7 +9,7 @@ the other rows.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Any
@@ -202,6 +202,7 @@ def predict_many(table: Any, *, threads: int | None = None) -> dict[str, Array]:
     keys, distinct = combined(list(of_systems.values()), n_rows)
     numbers = [_size_values(name, size) for name, size in zip(SIZES, sizes, strict=True)]
     order = _order(keys, sizes)
+    rtsim_kernels.compiled()  # once, before the threads
     values = np.empty((len(METRICS), n_rows))
     codes = np.zeros(n_rows, np.int64)
     known = {"": 0}
@@ -286,6 +287,6 @@ def _size_values(name: str, column: Coded) -> Array:
     return values
 
 
-def names_of(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Input columns by their own names."""
-    return tuple(column_name(name) for name in settings)
+def warm_up() -> None:
+    """Compile the bulk kernels, or load them from the cache on disk."""
+    predict_many({"model": "gpt3-6.7b", "gpu": "a100-sxm4-80gb", "batch_size": 1})

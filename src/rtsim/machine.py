@@ -18,6 +18,7 @@ from rtsim.device_facts import (
     device_row,
     link_facts_of,
     record,
+    stacked,
     sustained_flops_per_s,
     threads_per_sm,
 )
@@ -308,7 +309,7 @@ def machine_rows(
     remarks: list[str] = []
     made = MachineRows(
         device=device_row(gpu),
-        gemm=np.array(
+        gemm=stacked(
             [
                 gemm_row(profile, gpu, formats.of("mlp"), dtype, notes=remarks),
                 gemm_row(profile, gpu, dtype, dtype, notes=remarks),
@@ -316,7 +317,7 @@ def machine_rows(
                 gemm_row(profile, gpu, formats.of("attention"), dtype, notes=remarks),
             ]
         ),
-        prefill=np.array(
+        prefill=stacked(
             [
                 attention_row(profile, gpu, "attention_prefill", dtype, kv_dtype),
                 mla_prefill_row(profile, gpu, dtype, kv_dtype),
@@ -324,7 +325,7 @@ def machine_rows(
         ),
         decode=attention_row(profile, gpu, "attention_decode", dtype, kv_dtype),
         memory=memory_bound_row(profile, gpu),
-        collective=np.array([collective_row(profile, gpu, own=True), *[library] * 4]),
+        collective=stacked([collective_row(profile, gpu, own=True), *[library] * 4]),
         host=record(step.HOST, **profile.section("host")),
         moe=moe_row(profile, gpu, formats.of("experts"), dtype, notes=remarks),
         mla=mla_decode_row(profile, gpu, dtype, kv_dtype),

@@ -22,6 +22,7 @@ from rtsim_kernels import bulk
 
 from rtsim import units
 from rtsim.catalog import gpu_names, load_gpu, load_model
+from rtsim.device_facts import stacked
 from rtsim.errors import RtsimError
 from rtsim.machine import MachineRows, machine_rows, plan_facts
 from rtsim.memory import Placement
@@ -273,7 +274,7 @@ class Systems:
         made["machine"] = np.arange(len(systems))
         made["machine"][which < 0] = -1
         machines = {
-            field: np.array([getattr(base.made.rows, field) for base in distinct])[which]
+            field: stacked([getattr(base.made.rows, field) for base in distinct])[which]
             for field in _MACHINE_FIELDS
         }
         for path, (indices, values) in patches.items():
@@ -285,7 +286,7 @@ class Systems:
                 shape = (-1,) + (1,) * (patched.ndim - 1)
                 patched[indices] = figures_of.reshape(shape)
         scatter = {
-            field: np.array([getattr(base, field) for base in distinct])[which]
+            field: stacked([getattr(base, field) for base in distinct])[which]
             for field in bulk.Scatter._fields
         }
         return Packed(made, machines, tables, scatter, errors, bases)
@@ -359,7 +360,7 @@ def _joined(bases: Sequence[Base]) -> tuple[dict[str, Array], Array]:
     """The tables of some bases joined (`bulk.Tables`), and their rows with places in them."""
     places: dict[int, tuple[int, int, int, int]] = {}
     parts: dict[str, list[Array]] = {field: [] for field in bulk.Tables._fields}
-    rows = np.array([base.row for base in bases])
+    rows = stacked([base.row for base in bases])
     n_operators = n_segments = n_caches = 0
     for row, base in zip(rows, bases, strict=True):
         table = base.made.table
