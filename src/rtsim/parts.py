@@ -37,8 +37,9 @@ class Store:
 
     def __init__(self) -> None:
         self._parts: dict[int, Part] = {}
-        self._loaded: list[Part] = []
         self._starts: Array = np.zeros(1, np.int64)
+        self._failures: dict[str, int] = {}
+        self._sampled: list[Array] = []
 
     def has(self, number: int) -> bool:
         """Whether a part is there and whole."""
@@ -48,79 +49,85 @@ class Store:
         """Keep a part. Called by several threads."""
         self._parts[number] = part
 
-    def load(self, n_parts: int) -> None:
-        """All parts are there: number their rows."""
-        self._loaded = [self._get(number) for number in range(n_parts)]
-        counts = [part.matrix.shape[1] for part in self._loaded]
-        self._starts = np.concatenate(([0], np.cumsum(counts)))
-
     def _get(self, number: int) -> Part:
         return self._parts[number]
+
+    def load(self, n_parts: int) -> None:
+        """All parts are there: number their rows."""
+        lengths = []
+        for number in range(n_parts):
+            part = self._get(number)
+            lengths.append(part.matrix.shape[1])
+            self._sampled.append(part.sampled)
+            for text, count in part.counts.items():
+                self._failures[text] = self._failures.get(text, 0) + count
+        self._starts = np.concatenate(([0], np.cumsum(lengths)))
 
     @property
     def n_rows(self) -> int:
         """Rows in all parts."""
         return int(self._starts[-1])
 
+    @property
     def failures(self) -> dict[str, int]:
         """Error -> rows of the grid that have it."""
-        counts: dict[str, int] = {}
-        for part in self._loaded:
-            for text, count in part.counts.items():
-                counts[text] = counts.get(text, 0) + count
-        return counts
+        return self._failures
 
     def sampled(self) -> Array:
         """(2, points) for a figure."""
-        return np.concatenate([part.sampled for part in self._loaded], axis=1)
+        return np.concatenate(self._sampled, axis=1)
 
     def columns(self, request: Request, wanted: set[str]) -> dict[str, Array]:
         """Some columns of all rows."""
-        parts = [self._columns_of(request, part, wanted) for part in self._loaded]
+        parts = [self._columns_of(request, n, wanted) for n in range(len(self._starts) - 1)]
         return {name: np.concatenate([part[name] for part in parts]) for name in wanted}
 
-    @staticmethod
     def _columns_of(
-        request: Request, part: Part, wanted: set[str] | None, at: Any = slice(None)
+        self, request: Request, number: int, wanted: set[str] | None, at: Any = slice(None)
     ) -> dict[str, Array]:
+        part = self._get(number)
         rows, codes = part.matrix[0, at].astype(np.int64), part.matrix[1, at].astype(np.int64)
         return columns_at(request, rows, part.matrix[2:, at], codes, part.texts, wanted)
 
-    def block(self, request: Request, rows: Array | None) -> dict[str, Array]:
-        """All columns of rows by their numbers, in that order. None: of all rows."""
-        if rows is None:
-            parts = [self._columns_of(request, part, None) for part in self._loaded]
-            return {n: np.concatenate([part[n] for part in parts]) for n in request.columns}
+    def everything(self, request: Request) -> dict[str, Array]:
+        """All columns of all rows."""
+        blocks = list(self.blocks(request, None))
+        if not blocks:
+            return self.block(request, np.arange(0))
+        return {name: np.concatenate([b[name] for b in blocks]) for name in request.columns}
+
+    def block(self, request: Request, rows: Array) -> dict[str, Array]:
+        """All columns of rows by their numbers, in that order."""
         which = np.searchsorted(self._starts, rows, side="right") - 1
         order = np.argsort(which, kind="stable")
+        ends = np.flatnonzero(np.diff(which[order])) + 1
         pieces = []
-        for number in np.unique(which).tolist():
-            inside = rows[order[which[order] == number]] - self._starts[number]
-            pieces.append(self._columns_of(request, self._loaded[number], None, inside))
+        for at in np.split(order, ends) if len(order) else [order]:
+            number = int(which[at[0]]) if len(at) else 0
+            inside = rows[at] - self._starts[number]
+            pieces.append(self._columns_of(request, number, None, inside))
         found = {}
         for name in request.columns:
-            if not pieces:
-                found[name] = self._columns_of(request, self._loaded[0], None, slice(0, 0))[name]
-                continue
             joined = np.concatenate([piece[name] for piece in pieces])
-            placed = np.empty_like(joined)
-            placed[order] = joined
-            found[name] = placed
+            found[name] = np.empty_like(joined)
+            found[name][order] = joined
         return found
 
     def blocks(self, request: Request, rows: Array | None) -> Iterator[dict[str, Array]]:
-        """`block` in pieces of BLOCK_ROWS rows."""
-        if rows is None:
-            for part in self._loaded:
-                for start in range(0, part.matrix.shape[1], BLOCK_ROWS):
-                    yield self._columns_of(request, part, None, slice(start, start + BLOCK_ROWS))
+        """The columns of rows, or of all, in pieces of at most BLOCK_ROWS rows."""
+        if rows is not None:
+            for start in range(0, len(rows), BLOCK_ROWS):
+                yield self.block(request, rows[start : start + BLOCK_ROWS])
             return
-        for start in range(0, len(rows), BLOCK_ROWS):
-            yield self.block(request, rows[start : start + BLOCK_ROWS])
+        for number, length in enumerate(np.diff(self._starts).tolist()):
+            for start in range(0, length, BLOCK_ROWS):
+                at = slice(start, start + BLOCK_ROWS)
+                yield self._columns_of(request, number, None, at)
 
     def write(self, request: Request, rows: Array | None, path: str) -> None:
-        """Write the result; only a store of files is asked for that."""
-        raise NotImplementedError
+        """Write the result: rows by their numbers in that order, or all."""
+        with replacing(path) as file:
+            write_table(file, request, self.blocks(request, rows), Path(path).suffix.lower())
 
 
 class FileStore(Store):
@@ -198,13 +205,8 @@ class FileStore(Store):
         sampled = np.array(facts["sampled"], float).reshape(2, -1)
         return Part(matrix, facts["texts"], facts["counts"], sampled)
 
-    def write(self, request: Request, rows: Array | None, path: str) -> None:
-        with replacing(path) as file:
-            write_table(file, request, self.blocks(request, rows), Path(path).suffix.lower())
-
     def remove(self) -> None:
         """The result is there: the parts can go."""
-        self._loaded = []
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -23,7 +23,7 @@ from rtsim.errors import SpecError
 from rtsim.grid import make_grid
 from rtsim.parts import Store, check_file, store_for
 from rtsim.plots import check_plot_file, plot_frontier
-from rtsim.selection import Metric, Selection
+from rtsim.selection import Metric, Selection, frontier
 from rtsim.sweep_rows import Part, Request, compute_part, systems_of
 
 Array = NDArray[Any]
@@ -32,6 +32,7 @@ CONFIRMED_ROWS = 10**12  # more are asked for twice
 _MOST_ROWS = 2**53
 _PILOT_ROWS = 1 << 14
 _BYTES_PER_VALUE = 8.0
+_ERRORS_KEPT = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,30 +181,35 @@ def _finish(
 ) -> SweepResult:
     """Join the parts: choose and order the rows, write the file or make the columns."""
     store.load(request.n_parts)
-    counts = store.failures()
-    frequent = tuple(sorted(counts.items(), key=lambda item: -item[1])[:3])
-    n_failed = sum(counts.values())
+    frequent = tuple(sorted(store.failures.items(), key=lambda item: -item[1])[:_ERRORS_KEPT])
+    n_failed = sum(store.failures.values())
     if n_failed == request.grid.n_rows:
         size = "1 row" if n_failed == 1 else f"{n_failed:,} rows"
         raise SpecError("grid", size, f"none has a prediction: {frequent[0][0]}")
     picked: Array | None = None
     if selection.thins or selection.sort is not None:
-        wanted = store.columns(request, selection.columns)
-        picked = selection.final(wanted, store.n_rows)
-    n_kept = store.n_rows if picked is None else len(picked)
+        picked = selection.final(store.columns(request, selection.columns), store.n_rows)
     columns: dict[str, Array] = {}
     if output is None:
-        columns = store.block(request, None if picked is None else picked)
+        columns = store.everything(request) if picked is None else store.block(request, picked)
     else:
         store.write(request, picked, str(output))
-    sampled = frontier = np.zeros((2, 0))
+    sampled = best = np.zeros((2, 0))
     if request.sampled is not None:
         sampled = store.sampled()
-        if selection.pareto:
-            best = columns if output is None else store.block(request, picked)
-            frontier = np.array([best[name] for name in request.sampled], float)
+        pair = store.columns(request, set(request.sampled))
+        axes = selection.pareto or tuple(map(Metric, request.sampled))
+        at = frontier(*(metric.of(pair) for metric in axes))
+        best = np.array([pair[name][at] for name in request.sampled], float)
     return SweepResult(
-        columns, request.grid.n_rows, n_kept, n_failed,
-        None if output is None else str(output), time.perf_counter() - start, sampled, frontier,
-        {name: len(values) for name, values in request.grid.axes.items()}, frequent,
-    )  # fmt: skip
+        columns,
+        request.grid.n_rows,
+        store.n_rows if picked is None else len(picked),
+        n_failed,
+        None if output is None else str(output),
+        time.perf_counter() - start,
+        sampled,
+        best,
+        {name: len(values) for name, values in request.grid.axes.items()},
+        frequent,
+    )

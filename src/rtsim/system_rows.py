@@ -188,7 +188,10 @@ class Systems:
         found = self._bases.get(codes)
         if found is None:
             try:
-                found = _base_of_request(*map(_frozen, self._request(codes))), ""
+                fields, changes = self._request(codes)
+                own = str(fields.get("profile", "")).endswith(".toml")  # may be edited
+                make = _base_of_request.__wrapped__ if own else _base_of_request
+                found = make(tuple(fields.items()), tuple(changes.items())), ""
             except RtsimError as error:
                 found = None, str(error)
             if len(self._bases) > _MOST_BASES:
@@ -308,10 +311,6 @@ def _loaded(column: str, value: Any) -> Any:
         except RtsimError as error:
             return error
     return value
-
-
-def _frozen(values: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple(values.items())
 
 
 @lru_cache(maxsize=1024)

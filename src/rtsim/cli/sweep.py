@@ -102,7 +102,7 @@ def command(
 
     grid = {name: text for name, text in axes.items() if text is not None}
     if output is None:
-        top = _SHOWN_ROWS if top is None else top
+        top = _SHOWN_ROWS if top is None and pareto is None else top
         sort = _SHOWN_ORDER if sort is None and pareto is None else sort
     request: dict[str, Any] = {
         "where": where, "sort": sort, "top": top, "pareto": pareto, "output": output,
