@@ -14,15 +14,20 @@ from numpy.typing import NDArray
 from rtsim import report, units
 from rtsim.sweep import SweepResult
 
+
+def _rate(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 100.0 else f"{tokens_per_s:.3g}"
+
+
 # Metrics of the table and how they are written.
 _COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
     "ttft_s": ("TTFT", units.format_seconds),
     "tpot_s": ("TPOT", units.format_seconds),
     "e2e_latency_s": ("Latency", units.format_seconds),
-    "output_throughput": ("Tokens/s", lambda rate: f"{rate:,.1f}"),
+    "output_throughput": ("Tok/s", _rate),
     "num_gpus": ("GPUs", units.format_number),
     "memory_bytes": ("Memory", units.format_bytes),
-    "usd_per_million_output_tokens": ("$/Mtoken", units.format_usd),
+    "usd_per_million_output_tokens": ("$/Mtok", units.format_usd),
 }
 # Metrics that are shown where they are asked for.
 _ASKED: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -129,8 +134,9 @@ def _table(result: SweepResult, extra: Iterable[str | None]) -> Any:
             continue
         table.add_column(title, justify="right")
         shown.append((result.columns[name], write))
-    table.add_column("Fits")
-    shown.append((result.columns["fits"], lambda fits: "yes" if fits else "no"))
+    if not result.columns["fits"].all():
+        table.add_column("Fits")
+        shown.append((result.columns["fits"], lambda fits: "yes" if fits else "no"))
     for i in range(result.n_kept):
         table.add_row(*(_cell(column[i], write) for column, write in shown))
     return table
