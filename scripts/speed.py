@@ -252,7 +252,7 @@ def page(most_rows: int) -> str:
     rows, operators = by_rows(most_rows), by_operators()
     marginals, parts = marginal(), shares()
     sweeps = million()
-    peaks = {n: peak_bytes(n) for n in (10, 100, 400)}
+    peaks = {n: peak_bytes(n) for n in (10, 100, 500, 1500)}
     figure(rows, operators)
     slope = (operators[-1][1] - operators[0][1]) / (operators[-1][0] - operators[0][0])
     per_row = rows[-1][1]

@@ -135,7 +135,7 @@ def _specification(name: str, value: Any) -> Any:
     if not isinstance(value, str):
         return value
     loaded = load_model(value) if name == "model" else load_gpu(value)
-    return loaded if value.lower().endswith(".toml") else value
+    return loaded if value.lower().endswith((".toml", ".json")) else value
 
 
 def parse_axis(name: str, text: str) -> list[Any]:
