@@ -33,6 +33,7 @@ from rtsim.specs.changes import factor_in
 from rtsim.specs.dtype import dtype_bytes
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
+from rtsim.whatif import change
 
 Array = NDArray[Any]
 
@@ -318,9 +319,21 @@ def _base_of_request(
     fields: tuple[tuple[str, Any], ...], changes: tuple[tuple[str, Any], ...]
 ) -> Base:
     request = dict(fields)
-    model: str | ModelSpec = request.pop("model", "")
-    gpu: str | GpuSpec = request.pop("gpu", "")
-    return base_of(system(model, gpu, **request, set=dict(changes) or None))
+    model, gpu = request.pop("model", ""), request.pop("gpu", "")
+    if changes:
+        model, gpu = _changed(model, gpu, changes)
+    return base_of(system(model, gpu, **request))
+
+
+@lru_cache(maxsize=4096)
+def _changed(
+    model: str | ModelSpec, gpu: str | GpuSpec, changes: tuple[tuple[str, Any], ...]
+) -> tuple[ModelSpec, GpuSpec]:
+    """Specifications with changed figures, which all splits of a model share."""
+    model = model if isinstance(model, ModelSpec) else load_model(model)
+    gpu = gpu if isinstance(gpu, GpuSpec) else load_gpu(gpu)
+    changed = change(dict(changes), model, gpu)
+    return changed.model or model, changed.gpu or gpu
 
 
 def _figure_at(gpu: GpuSpec, path: str) -> float:
