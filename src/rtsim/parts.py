@@ -192,9 +192,15 @@ class FileStore(Store):
     def put(self, number: int, part: Part) -> None:
         facts = {"texts": part.texts, "counts": part.counts, "sampled": part.sampled.tolist()}
         # The array goes last: a part is there when it is.
-        write_text(self._facts(number), json.dumps(facts))
-        with replacing(self._array(number)) as file:
-            np.lib.format.write_array(file, part.matrix)
+        try:
+            write_text(self._facts(number), json.dumps(facts))
+            with replacing(self._array(number)) as file:
+                header = np.lib.format.header_data_from_array_1_0(part.matrix)
+                np.lib.format.write_array_header_1_0(file, header)
+                file.write(part.matrix.data)
+        except OutputError as error:
+            kept = f"the same command goes on from what is in {self.folder}"
+            raise OutputError(self.path, f"{error.problem}; {kept}") from error
         self._there.add(number)
 
     def _get(self, number: int) -> Part:

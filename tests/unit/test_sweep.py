@@ -241,18 +241,18 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
 def test_a_full_disk_keeps_what_is_there(tmp_path: Path, monkeypatch) -> None:
     whole, path = tmp_path / "whole.csv", tmp_path / "out.csv"
     sweep(GRID, output=whole)
-    real = np.lib.format.write_array
+    real = np.lib.format.write_array_header_1_0
     calls: list[int] = []
 
-    def full(file, array):
+    def full(file, header):
         calls.append(1)
         if len(calls) == 4:
             file.write(b"half")
             raise OSError(28, "No space left on device")
-        real(file, array)
+        real(file, header)
 
-    monkeypatch.setattr(np.lib.format, "write_array", full)
-    with pytest.raises(OutputError, match="no space left"):
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
+    with pytest.raises(OutputError, match="no space left on device; the same command goes on"):
         sweep(GRID, output=path, threads=1)
     assert not path.exists()
     assert len(list(Path(f"{path}.parts").glob("*.npy"))) == 3
