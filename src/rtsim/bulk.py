@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -160,14 +160,26 @@ def each(work: Callable[[Any], Any], items: Iterable[Any], threads: int) -> None
         for item in items:
             work(item)
         return
+    waiting, lock, stop = iter(items), Lock(), Event()
+
+    def take() -> None:
+        while not stop.is_set():
+            with lock:
+                item = next(waiting, _END)
+            if item is _END:
+                return
+            work(item)
+
     with ThreadPoolExecutor(threads) as pool:
-        futures = [pool.submit(work, item) for item in items]
         try:
-            for future in futures:
+            for future in as_completed([pool.submit(take) for _ in range(threads)]):
                 future.result()
         except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
+            stop.set()  # what is being worked on is finished
             raise
+
+
+_END = object()
 
 
 def predict_many(table: Any, *, threads: int | None = None) -> dict[str, Array]:

@@ -43,9 +43,16 @@ class Condition:
     column, with the nearest ones.
     """
 
-    def __init__(self, text: str, known: Collection[str], texts: Collection[str] = ()) -> None:
-        """known: names of columns; texts: those of them that hold text."""
+    def __init__(
+        self,
+        text: str,
+        known: Collection[str],
+        texts: Collection[str] = (),
+        other_names: Mapping[str, str] | None = None,
+    ) -> None:
+        """known: names of columns; texts: those of them that hold text; other_names: of them."""
         self.text = text
+        self._other_names = other_names or {}
         self._known, self._texts = known, texts
         self.columns: set[str] = set()
         try:
@@ -88,7 +95,7 @@ class Condition:
             if any(kinds) and not all(kinds):
                 raise self._wrong("compares a text with a number")
             return _TRUTH
-        name = _name(node)
+        name = self._name(node)
         if name is not None:
             if name not in self._known:
                 raise UnknownName("column", name, self._known)
@@ -103,9 +110,42 @@ class Condition:
     def __call__(self, columns: Mapping[str, NDArray[Any]], n_rows: int) -> NDArray[np.bool_]:
         """(rows,) whether each row meets the condition."""
         with np.errstate(all="ignore"):
-            found = _value(self._tree, columns)
+            found = self._value(self._tree, columns)
         found = np.broadcast_to(_truth(found), n_rows)
         return np.asarray(found, np.bool_)
+
+    def _name(self, node: ast.AST) -> str | None:
+        name = _name(node)
+        return name if name is None else self._other_names.get(name, name)
+
+    def _value(self, node: ast.AST, columns: Mapping[str, NDArray[Any]]) -> Any:
+        if isinstance(node, ast.BoolOp):
+            parts = [_truth(self._value(part, columns)) for part in node.values]
+            joined = parts[0]
+            for part in parts[1:]:
+                joined = joined & part if isinstance(node.op, ast.And) else joined | part
+            return joined
+        if isinstance(node, ast.UnaryOp):
+            inner = self._value(node.operand, columns)
+            if isinstance(node.op, ast.Not):
+                return ~_truth(inner)
+            number = np.asarray(inner, float)
+            return -number if isinstance(node.op, ast.USub) else number
+        if isinstance(node, ast.BinOp):
+            left = np.asarray(self._value(node.left, columns), float)
+            return _ARITHMETIC[type(node.op)](
+                left, np.asarray(self._value(node.right, columns), float)
+            )
+        if isinstance(node, ast.Compare):
+            result: Any = True
+            left = self._value(node.left, columns)
+            for op, side in zip(node.ops, node.comparators, strict=True):
+                right = self._value(side, columns)
+                result = result & _compared(type(op), left, right)
+                left = right
+            return result
+        name = self._name(node)
+        return columns[name] if name is not None else node.value  # type: ignore[attr-defined]
 
 
 def _name(node: ast.AST) -> str | None:
@@ -125,34 +165,6 @@ def _truth(value: Any) -> Any:
     if array.dtype == np.bool_:
         return array
     return (array != 0) & ~np.isnan(array.astype(float))
-
-
-def _value(node: ast.AST, columns: Mapping[str, NDArray[Any]]) -> Any:
-    if isinstance(node, ast.BoolOp):
-        parts = [_truth(_value(part, columns)) for part in node.values]
-        joined = parts[0]
-        for part in parts[1:]:
-            joined = joined & part if isinstance(node.op, ast.And) else joined | part
-        return joined
-    if isinstance(node, ast.UnaryOp):
-        inner = _value(node.operand, columns)
-        if isinstance(node.op, ast.Not):
-            return ~_truth(inner)
-        number = np.asarray(inner, float)
-        return -number if isinstance(node.op, ast.USub) else number
-    if isinstance(node, ast.BinOp):
-        left = np.asarray(_value(node.left, columns), float)
-        return _ARITHMETIC[type(node.op)](left, np.asarray(_value(node.right, columns), float))
-    if isinstance(node, ast.Compare):
-        result: Any = True
-        left = _value(node.left, columns)
-        for op, side in zip(node.ops, node.comparators, strict=True):
-            right = _value(side, columns)
-            result = result & _compared(type(op), left, right)
-            left = right
-        return result
-    name = _name(node)
-    return columns[name] if name is not None else node.value  # type: ignore[attr-defined]
 
 
 def _compared(op: type[ast.AST], left: Any, right: Any) -> Any:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,15 @@ class Grid:
             codes.append(code)
         return np.stack(codes[::-1], axis=1), np.append(starts, last - first)
 
+    @cached_property
+    def _size_arrays(self) -> dict[str, Array]:
+        return {name: np.array(self.axes[name], float) for name in SIZES if name in self.axes}
+
+    @cached_property
+    def arrays(self) -> dict[str, Array]:
+        """Values of each axis as an array: numbers, or texts (names of specifications)."""
+        return {name: _axis_array(name, values) for name, values in self.axes.items()}
+
     def sizes(self, first: int, last: int) -> tuple[Array, Array, Array]:
         """Batch, prompt and output of the rows first .. last - 1, NaN = the default."""
         rest: Array = np.arange(first, last)
@@ -82,9 +92,18 @@ class Grid:
                 columns.append(np.full(last - first, np.nan))
                 continue
             rest, code = np.divmod(rest, len(values))
-            columns.append(np.array(values, float)[code])
+            columns.append(self._size_arrays[name][code])
         batch, prompt, output = columns[::-1]
         return batch, prompt, output
+
+
+def _axis_array(name: str, values: tuple[Any, ...]) -> Array:
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    if numbers and name not in NAMED:
+        return np.array(values)
+    array = np.empty(len(values), object)
+    array[:] = ["" if v is None else str(getattr(v, "name", v)) for v in values]
+    return array
 
 
 def make_grid(axes: Mapping[str, Any]) -> Grid:

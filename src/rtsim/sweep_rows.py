@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtsim.bulk import CHUNK_ROWS, METRICS, as_columns, evaluate
+from rtsim.bulk import CHUNK_ROWS, METRICS, OTHER_NAMES, as_columns, evaluate
 from rtsim.errors import SpecError
 from rtsim.expression import Condition
 from rtsim.grid import NAMED, Grid
@@ -55,7 +55,7 @@ class Request:
         """The parsed `where`."""
         if self.where is None:
             return None
-        return Condition(self.where, self.columns, texts=(*self._texts, "error"))
+        return Condition(self.where, self.columns, (*self._texts, "error"), OTHER_NAMES)
 
     @property
     def _texts(self) -> list[str]:
@@ -155,18 +155,7 @@ def columns_at(
     if wanted is None or wanted & set(axes):
         for name, at in request.grid.codes(rows).items():
             if wanted is None or name in wanted:
-                found[name] = axis_array(name, axes[name])[at]
+                found[name] = request.grid.arrays[name][at]
     metrics = as_columns(values, codes, texts)
     found |= {n: c for n, c in metrics.items() if wanted is None or n in wanted}
     return found
-
-
-def axis_array(name: str, values: tuple[Any, ...]) -> Array:
-    """Distinct values of an axis as an array: numbers, or texts (names of specifications)."""
-    if name not in NAMED and all(
-        isinstance(v, int | float) and not isinstance(v, bool) for v in values
-    ):
-        return np.array(values)
-    array = np.empty(len(values), object)
-    array[:] = ["" if v is None else str(getattr(v, "name", v)) for v in values]
-    return array

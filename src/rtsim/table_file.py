@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rtsim.columns import coded
 from rtsim.errors import NotSupported, SpecError
-from rtsim.sweep_rows import Request, axis_array
+from rtsim.sweep_rows import Request
 
 Array = NDArray[Any]
 Block = dict[str, Array]
@@ -104,7 +104,7 @@ def _schema(request: Request, arrow: Any) -> Any:
     for name in request.columns:
         kind = arrow.float64()
         if name in request.grid.axes:
-            kind = kinds[axis_array(name, request.grid.axes[name]).dtype.kind]
+            kind = kinds[request.grid.arrays[name].dtype.kind]
         elif name in ("error", "fits", "num_gpus"):
             kind = {"error": text, "fits": arrow.bool_(), "num_gpus": arrow.int64()}[name]
         fields.append(arrow.field(name, kind))
