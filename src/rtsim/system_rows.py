@@ -320,6 +320,8 @@ def _base_of_request(
 ) -> Base:
     request = dict(fields)
     model, gpu = request.pop("model", ""), request.pop("gpu", "")
+    if not (isinstance(model, str | ModelSpec) and isinstance(gpu, str | GpuSpec)):
+        return base_of(system(model, gpu, **request))  # which says what they must be
     if changes:
         model, gpu = _changed(model, gpu, changes)
     return base_of(system(model, gpu, **request))
