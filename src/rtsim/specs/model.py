@@ -126,7 +126,7 @@ class LayerGroup(Spec):
 
     def parameters(self, hidden_size: int) -> int:
         """One layer of this group."""
-        blocks = sum(block.parameters(hidden_size) for block in self.blocks)
+        blocks = sum(int(block.parameters(hidden_size)) for block in self.blocks)
         return blocks + self.small_parameters(hidden_size)
 
     def active_parameters(self, hidden_size: int) -> int:
@@ -269,7 +269,7 @@ class ModelSpec(Spec):
         """Bytes that one token adds to the cache, all layers, before any window is full."""
         dtype = self.kv_format(kv_dtype)
         return sum(
-            g.count * mixer.cache_bytes_per_token(dtype) for g in self.all_layers
+            g.count * float(mixer.cache_bytes_per_token(dtype)) for g in self.all_layers
             for mixer in g.mixers if _caches(mixer)
         )  # fmt: skip
 
@@ -278,7 +278,7 @@ class ModelSpec(Spec):
         dtype = self.kv_format(kv_dtype)
         return sum(
             g.count
-            * (
+            * float(
                 mixer.cache_bytes_per_token(dtype) * mixer.cached_tokens(context_tokens)
                 + mixer.state_bytes(self.dtype)
             )
