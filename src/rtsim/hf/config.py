@@ -8,6 +8,7 @@ and Whisper, are refused. Of models that join text with pictures the text part i
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -78,7 +79,7 @@ def read_config(path: str | Path) -> ModelSpec:
     NotSupported (no model of text).
     """
     file = Path(path)
-    if file.is_dir():
+    if os.path.isdir(file):  # noqa: PTH112 (Path.is_dir raises for names that are too long)
         file = file / "config.json"
         if not file.exists():
             raise DataError(path, "is a folder without a config.json")
@@ -121,6 +122,8 @@ def _read_json(file: Path) -> Any:
         raise DataError(file, f"not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise DataError(file, f"cannot be read: {error.strerror or 'system failure'}") from None
+    except ValueError:  # a name that no file can have
+        raise DataError(file, "no such file") from None
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -71,7 +71,10 @@ def minimax(c: Fields) -> ModelSpec:
         mixer = linear if kind == _LINEAR else parts.attention(c, of=of)
         return LayerGroup(attention=mixer, mlp=experts, norm="rmsnorm")
 
-    return parts.decoder(c, parts.groups(kinds, make))
+    # 131072 is the default of the class.
+    return parts.decoder(
+        c, parts.groups(kinds, make), max_positions=parts.positions(c, 131_072)
+    )
 
 
 def kimi_linear(c: Fields) -> ModelSpec:

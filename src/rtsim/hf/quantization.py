@@ -34,7 +34,8 @@ def stored_formats(c: Fields, layers: Parts) -> tuple[QuantizationSpec, str | No
     method = _method(q)
     formats = _READERS[method](q, c, layers)
     cache = _cache_format(q)
-    return QuantizationSpec(**{part: f for part, f in formats.items() if f != "none"}), cache
+    kept = {p: form for p, form in formats.items() if form != "none" and getattr(layers, p)}
+    return QuantizationSpec(**kept), cache
 
 
 def _method(q: Fields) -> str:
