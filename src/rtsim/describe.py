@@ -26,7 +26,7 @@ class Description:
 
 
 def describe(name: str, changes: Mapping[str, object] | None = None) -> Description:
-    """Describe a model, a GPU or a profile by name, alias or .toml file, a model by its config.json.
+    """Describe a model, a GPU or a profile by name, alias or file (.toml; config.json of a model).
 
     `changes`: figures of a model or a GPU by path, see `rtsim.whatif`. Raises UnknownName with
     the nearest of all their names, DataError, SpecError.

@@ -34,6 +34,8 @@ MODEL_TYPES = tuple(sorted(_READERS))
 
 _LARGEST_FILE = 16 * 1024 * 1024  # bytes; published ones have a few thousand
 _LONGEST_NAME = 200
+_LONGEST_TYPE = 60
+_DEEPEST = 4  # text parts within text parts; published ones have two
 _TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config")
 _SHARED = (
     "tie_word_embeddings", "dtype", "torch_dtype", "quantization_config", "architectures",
@@ -55,8 +57,9 @@ _NOT_TEXT = {
         "owlvit owlv2 groupvit chinese_clip align flava"
     ),
     "audio": (
-        "wav2vec2 wav2vec2-bert hubert wavlm unispeech speecht5 encodec dac mimi musicgen bark vits "
-        "audio-spectrogram-transformer clap seamless_m4t seamless_m4t_v2 speech_to_text moonshine"
+        "wav2vec2 wav2vec2-bert hubert wavlm unispeech speecht5 encodec dac mimi musicgen bark "
+        "vits audio-spectrogram-transformer clap seamless_m4t "
+        "seamless_m4t_v2 speech_to_text moonshine"
     ),
     "time series": "timesfm patchtst patchtsmixer informer autoformer time_series_transformer",
 }  # fmt: skip
@@ -67,6 +70,7 @@ _NO_READER = {
     "falcon_h1": "attention and Mamba side by side in one layer, which is not modelled",
     "lfm2": "convolutions in place of attention, which are not modelled",
     "lfm2_moe": "convolutions in place of attention, which are not modelled",
+    "albert": "one set of weights for all layers, which is not read",
     "xlnet": "two streams of attention, which are not modelled",
 }
 
@@ -160,7 +164,9 @@ def _refuse_other_media(config: Mapping[str, Any], where: str) -> None:
     kind = config.get("model_type")
     for medium, names in _NOT_TEXT.items():
         if isinstance(kind, str) and kind in names.split():
-            raise NotSupported(f"{where}: {kind} is a model of {medium}; rtsim reads models of text")
+            raise NotSupported(
+                f"{where}: {kind} is a model of {medium}; rtsim reads models of text"
+            )
     if isinstance(kind, str) and kind in _NO_READER:
         raise NotSupported(f"{where}: {kind} has {_NO_READER[kind]}")
     known = isinstance(kind, str) and kind.removesuffix("_text") in _READERS
@@ -176,24 +182,22 @@ def _refuse_other_media(config: Mapping[str, Any], where: str) -> None:
                 raise NotSupported(f"{where}: a model of {medium} ({shown}); rtsim reads text")
 
 
-def _text_part(fields: Fields) -> Fields:
+def _text_part(fields: Fields, depth: int = 0) -> Fields:
     """The part about text of a configuration that joins several, with what it says for all."""
     for field, what in _OTHER_PARTS.items():
         if fields.has(field):
             fields.note(f"The {what} part is left out: the text part alone is described.")
-    for name in _TEXT_PARTS:
-        if not fields.has(name):
-            continue
-        inner = fields.part(name)
-        shared = {key: fields.data[key] for key in _SHARED if fields.data.get(key) is not None}
-        # What the part leaves null or out, the whole may say.
-        data = shared | {key: v for key, v in inner.data.items() if v is not None}
-        data.setdefault("model_type", fields.data.get("model_type"))
-        merged = Fields(
-            data, fields.where, name=fields.name, prefix=inner.prefix, notes=fields.notes
-        )
-        return _text_part(merged)
-    return fields
+    inner = next((fields.part(name) for name in _TEXT_PARTS if fields.has(name)), None)
+    if inner is None:
+        return fields
+    if depth >= _DEEPEST:
+        raise DataError(fields.where, f"{inner.prefix.rstrip('.')}: parts are nested too deeply")
+    shared = {key: fields.data[key] for key in _SHARED if fields.data.get(key) is not None}
+    # What the part leaves null or out, the whole may say.
+    data = shared | {key: v for key, v in inner.data.items() if v is not None}
+    data.setdefault("model_type", fields.data.get("model_type"))
+    merged = Fields(data, fields.where, name=fields.name, prefix=inner.prefix, notes=fields.notes)
+    return _text_part(merged, depth + 1)
 
 
 def _reader_for(fields: Fields) -> Reader:
@@ -210,7 +214,7 @@ def _reader_for(fields: Fields) -> Reader:
 
 def _nearest(fields: Fields, kind: str | None) -> Reader:
     """The reader that the fields call for; refuses what they cannot be read as."""
-    shown = "no model_type" if kind is None else f"model_type {kind!r}"
+    shown = "no model_type" if kind is None else f"model_type {kind[:_LONGEST_TYPE]!r}"
     if not fields.has(*parts.WIDTHS) and not fields.has(*parts.LAYERS):
         _unreadable(fields, kind)
     if fields.has("is_encoder_decoder") and fields.flag("is_encoder_decoder", default=False):

@@ -51,11 +51,8 @@ def t5(c: Fields) -> ModelSpec:
     of = parts.Heads(n_heads, n_heads, c.whole("d_kv", default=64))
     projection = c.text_or_none("feed_forward_proj") or "relu"
     gated = projection.startswith("gated-")
-    inner = Fields(
-        {**c.data, "hidden_act": projection.removeprefix("gated-")}, c.where, name=c.name,
-        notes=c.notes,
-    )  # fmt: skip
-    block = parts.mlp(inner, gated=gated, size=c.whole("d_ff"))
+    act = parts.known_activation(c, projection.removeprefix("gated-"), "relu")
+    block = parts.mlp(c, gated=gated, size=c.whole("d_ff"), act=act)
 
     def mixer(causal: bool) -> AttentionSpec:
         return parts.attention(c, of=of, rotary_dim=None, causal=causal)
@@ -128,7 +125,6 @@ READERS = {
     "roberta": bert,
     "xlm-roberta": bert,
     "camembert": bert,
-    "electra": bert,
     "distilbert": bert,
     "t5": t5,
     "mt5": t5,

@@ -11,9 +11,17 @@ _OPT_OFFSET = 2  # learned positions start at 2
 
 
 def gpt2(c: Fields) -> ModelSpec:
-    """GPT-2; gpt_bigcode (SantaCoder, StarCoder) with one key-value head."""
+    """GPT-2."""
+    return _gpt2(c, one_kv=False)
+
+
+def gpt_bigcode(c: Fields) -> ModelSpec:
+    """SantaCoder, StarCoder: GPT-2 with one key-value head, the default of the class."""
+    return _gpt2(c, one_kv=c.flag("multi_query", default=True))
+
+
+def _gpt2(c: Fields, one_kv: bool) -> ModelSpec:
     n, hidden = parts.layer_count(c), parts.width(c)
-    one_kv = c.flag("multi_query", default=False)
     of = parts.heads(c, kv=1 if one_kv else 0)
     layer = LayerGroup(
         count=n,
@@ -21,13 +29,6 @@ def gpt2(c: Fields) -> ModelSpec:
         mlp=parts.mlp(c, size=parts.ffn_size(c, default=4 * hidden), gated=False, bias=True),
     )
     return parts.decoder(c, (layer,), tied=True, position="learned")
-
-
-def gpt_bigcode(c: Fields) -> ModelSpec:
-    """As GPT-2; multi_query is the default of the class."""
-    if not c.has("multi_query"):
-        c = Fields({**c.data, "multi_query": True}, c.where, name=c.name, notes=c.notes)
-    return gpt2(c)
 
 
 def gpt_neo(c: Fields) -> ModelSpec:
@@ -201,8 +202,11 @@ def nemotron(c: Fields) -> ModelSpec:
     layer = LayerGroup(
         count=parts.layer_count(c),
         attention=parts.attention(c, bias=bias, rotary_dim=parts.rotary_dim(c, dim, 0.5)),
-        mlp=parts.mlp(c, gated=False, bias=c.flag("mlp_bias", default=False)),
-    )
+        mlp=parts.mlp(
+            c, gated=False, bias=c.flag("mlp_bias", default=False),
+            act=parts.activation(c, "relu2"),
+        ),
+    )  # fmt: skip
     return parts.decoder(c, (layer,))
 
 

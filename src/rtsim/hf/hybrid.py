@@ -72,9 +72,7 @@ def minimax(c: Fields) -> ModelSpec:
         return LayerGroup(attention=mixer, mlp=experts, norm="rmsnorm")
 
     # 131072 is the default of the class.
-    return parts.decoder(
-        c, parts.groups(kinds, make), max_positions=parts.positions(c, 131_072)
-    )
+    return parts.decoder(c, parts.groups(kinds, make), max_positions=parts.positions(c, 131_072))
 
 
 def kimi_linear(c: Fields) -> ModelSpec:
@@ -117,7 +115,9 @@ def _kimi_full(inner: Fields, n: int) -> list[bool]:
     linear = inner.wholes("kda_layers", None, low=1, high=n) or []
     if sorted(full + linear) != list(range(1, n + 1)):
         given = f"{len(full)} layers, and {len(linear)} in kda_layers"
-        inner.refuse("full_attn_layers", given, f"must give each of {n} layers once with kda_layers")
+        inner.refuse(
+            "full_attn_layers", given, f"must give each of {n} layers once with kda_layers"
+        )
     return [i + 1 in set(full) for i in range(n)]
 
 

@@ -88,9 +88,7 @@ def gemma2(c: Fields) -> ModelSpec:
     """Every other layer sees a window; outputs are normed too."""
     windows = parts.windows(c, parts.layer_count(c), _every(2))
     bias = c.flag("attention_bias", default=False)
-    return parts.decoder(
-        c, _layers(c, windows, bias=bias, layer={"norms_per_layer": 4}), tied=True
-    )
+    return parts.decoder(c, _layers(c, windows, bias=bias, layer={"norms_per_layer": 4}), tied=True)
 
 
 def gemma3(c: Fields) -> ModelSpec:

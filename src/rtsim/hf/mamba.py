@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from rtsim.hf import parts
 from rtsim.hf.fields import Fields
@@ -53,8 +54,8 @@ def _mixer(c: Fields, n_groups: int = 1) -> Mamba2Spec:
     """A Mamba-2 mixer under the field names of several families."""
     hidden = parts.width(c)
     inner = hidden * c.whole("mamba_expand", "expand", default=2, high=1000)
-    head_names = ("mamba_num_heads", "n_mamba_heads", "mamba_n_heads")
-    dim_names = ("mamba_head_dim", "mamba_headdim", "mamba_d_head")
+    head_names: tuple[str, ...] = ("mamba_num_heads", "n_mamba_heads", "mamba_n_heads")
+    dim_names: tuple[str, ...] = ("mamba_head_dim", "mamba_headdim", "mamba_d_head")
     if not c.has(*dim_names) and not c.has(*head_names):
         head_names, dim_names = ("num_heads", "nheads"), ("head_dim", "headdim")
     dim = c.whole_or_none(*dim_names)
@@ -163,13 +164,12 @@ def nemotron_h(c: Fields) -> ModelSpec:
     dim = None if c.has("head_dim") else c.whole("attention_head_dim", default=128)
 
     def make(kind: str) -> LayerGroup:
-        block = LayerGroup(norm="rmsnorm", norms_per_layer=1, **_nemotron_block(c, kind, dim))
-        return block
+        return LayerGroup(norm="rmsnorm", norms_per_layer=1, **_nemotron_block(c, kind, dim))
 
     return parts.decoder(c, parts.groups(kinds, make), position="none")
 
 
-def _nemotron_block(c: Fields, kind: str, head_dim: int | None) -> dict[str, object]:
+def _nemotron_block(c: Fields, kind: str, head_dim: int | None) -> dict[str, Any]:
     if kind == "mamba":
         return {"attention": _mixer(c, n_groups=8)}
     bias = c.flag("mlp_bias", default=False)
@@ -177,21 +177,15 @@ def _nemotron_block(c: Fields, kind: str, head_dim: int | None) -> dict[str, obj
         of = parts.heads(c, dim=head_dim)
         return {"attention": parts.attention(c, of=of, rotary_dim=None)}
     if kind == "mlp":
-        return {"mlp": parts.mlp(_squared(c), gated=False, bias=bias)}
+        return {"mlp": parts.mlp(c, gated=False, bias=bias, act=parts.activation(c, "relu2"))}
     shared = c.whole_or_none("moe_shared_expert_intermediate_size", low=0)
     count = c.whole("n_shared_experts", default=1, low=0, high=1000)
     size = count * c.whole("moe_intermediate_size") if shared is None else shared * min(count, 1)
     experts = parts.moe(
-        _squared(c), gated=False, shared_size=size, bias=bias,
+        c, gated=False, activation=parts.activation(c, "relu2"), shared_size=size, bias=bias,
         latent_size=c.whole_or_none("moe_latent_size"),
     )  # fmt: skip
     return {"mlp": experts}
-
-
-def _squared(c: Fields) -> Fields:
-    """With the activation that is the default of the class."""
-    given = c.raw("mlp_hidden_act") or "relu2"
-    return Fields({**c.data, "hidden_act": given}, c.where, name=c.name, notes=c.notes)
 
 
 def _nemotron_kinds(c: Fields) -> list[str]:

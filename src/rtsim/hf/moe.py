@@ -106,9 +106,13 @@ def llama4(c: Fields) -> ModelSpec:
         c.note(_CHUNK_NOTE)
     width = parts.ffn_size(c)
     experts = parts.moe(c, expert_size=width, shared_size=width)
+
+    def dense() -> MlpSpec:
+        return parts.mlp(c, gated=True, size=c.whole("intermediate_size_mlp"))
+
     layers = _layers(
-        c, windows, experts, lambda: parts.mlp(c, gated=True, size=c.whole("intermediate_size_mlp")),
-        routed=[i in chosen for i in range(n)], bias=c.flag("attention_bias", default=False),
+        c, windows, experts, dense, routed=[i in chosen for i in range(n)],
+        bias=c.flag("attention_bias", default=False),
     )  # fmt: skip
     return parts.decoder(c, layers)
 

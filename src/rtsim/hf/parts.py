@@ -133,7 +133,11 @@ def attention(c: Fields, *, of: Heads | None = None, bias: bool = False, **more:
 def activation(c: Fields, default: Activation) -> Activation:
     """The activation, as far as rtsim tells them apart."""
     names = ("hidden_act", "activation_function", "hidden_activation", "mlp_hidden_act")
-    name = c.text_or_none(*names, "activation")
+    return known_activation(c, c.text_or_none(*names, "activation"), default)
+
+
+def known_activation(c: Fields, name: str | None, default: Activation) -> Activation:
+    """An activation by its name; one that rtsim does not know is taken as the default."""
     if name is None:
         return default
     if name not in _ACTIVATIONS:
@@ -141,9 +145,16 @@ def activation(c: Fields, default: Activation) -> Activation:
     return _ACTIVATIONS.get(name, default)
 
 
-def mlp(c: Fields, *, size: int | None = None, gated: bool, bias: bool = False) -> MlpSpec:
+def mlp(
+    c: Fields,
+    *,
+    size: int | None = None,
+    gated: bool,
+    bias: bool = False,
+    act: Activation | None = None,
+) -> MlpSpec:
     """A dense feed-forward block."""
-    act = activation(c, "silu" if gated else "gelu")
+    act = act or activation(c, "silu" if gated else "gelu")
     return MlpSpec(ffn_size=size or ffn_size(c), gated=gated, activation=act, bias=bias)
 
 
