@@ -144,7 +144,8 @@ def gemma4(c: Fields) -> ModelSpec:
         if has_experts:
             block = parts.moe(c, dense_size=size, activation=parts.activation(c, "gelu"))
         else:
-            block = parts.mlp(c, gated=True, size=size if own else size * double)
+            wide = size if own else size * double
+            block = parts.mlp(c, gated=True, size=wide, act=parts.activation(c, "gelu"))
         return LayerGroup(
             attention=_gemma4_attention(c, name == full, own),
             mlp=block,

@@ -7,6 +7,7 @@ from typing import Any
 
 from rtsim.hf import parts
 from rtsim.hf.fields import Fields
+from rtsim.specs.mlp import Activation
 from rtsim.specs.model import LayerGroup, ModelSpec
 
 # Class defaults of Gemma 3's text part, which its files leave out where they agree.
@@ -20,10 +21,11 @@ def _layers(
     *,
     layer: dict[str, Any] | None = None,
     mlp_bias: bool = False,
+    act: Activation = "silu",
     **attention: Any,
 ) -> tuple[LayerGroup, ...]:
     """Gated MLP after attention that differs from layer to layer in its window alone."""
-    block = parts.mlp(c, gated=True, bias=mlp_bias)
+    block = parts.mlp(c, gated=True, bias=mlp_bias, act=parts.activation(c, act))
 
     def make(window: int | None) -> LayerGroup:
         mixer = parts.attention(c, window=window, **attention)
@@ -54,8 +56,8 @@ def llama(c: Fields) -> ModelSpec:
 
 def gemma(c: Fields) -> ModelSpec:
     """A head as wide as it likes; the head is the token table."""
-    layers = _layers(c, _everywhere(c), bias=c.flag("attention_bias", default=False))
-    return parts.decoder(c, layers, tied=True)
+    bias = c.flag("attention_bias", default=False)
+    return parts.decoder(c, _layers(c, _everywhere(c), bias=bias, act="gelu"), tied=True)
 
 
 def qwen2(c: Fields) -> ModelSpec:
@@ -88,7 +90,8 @@ def gemma2(c: Fields) -> ModelSpec:
     """Every other layer sees a window; outputs are normed too."""
     windows = parts.windows(c, parts.layer_count(c), _every(2))
     bias = c.flag("attention_bias", default=False)
-    return parts.decoder(c, _layers(c, windows, bias=bias, layer={"norms_per_layer": 4}), tied=True)
+    layers = _layers(c, windows, bias=bias, act="gelu", layer={"norms_per_layer": 4})
+    return parts.decoder(c, layers, tied=True)
 
 
 def gemma3(c: Fields) -> ModelSpec:
@@ -99,7 +102,7 @@ def gemma3(c: Fields) -> ModelSpec:
     n_heads = c.whole(*parts.HEADS, default=8)
     layers = _layers(
         c, windows, of=parts.heads(c, dim=256, n=n_heads, kv=kv or 0), qk_norm=True,
-        bias=c.flag("attention_bias", default=False), layer={"norms_per_layer": 4},
+        bias=c.flag("attention_bias", default=False), act="gelu", layer={"norms_per_layer": 4},
     )  # fmt: skip
     return parts.decoder(
         c, layers, tied=True, vocab_size=parts.vocabulary(c, default=_GEMMA3_VOCAB),
