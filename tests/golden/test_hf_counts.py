@@ -4,6 +4,7 @@ The fixtures are configurations of published models, written anew with the field
 """
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,12 @@ ALIKE = {
     "minimax_m3_vl", "minimax_text_01", "ministral", "ministral3", "mistral3", "mt5", "qwen2_5_vl",
     "qwen2_vl", "seed_oss", "smollm3", "step3p5", "umt5", "xlm-roberta", "yi", "granitemoehybrid",
 }  # fmt: skip
+
+
+def test_the_page_names_every_model_type() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    named = set(re.findall(r"[\w-]+", page))
+    assert set(MODEL_TYPES) <= named
 
 
 def test_every_model_type_has_a_fixture() -> None:

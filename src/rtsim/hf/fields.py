@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from rtsim.errors import SpecError, nearest_names
 
 WIDEST = 1_000_000  # as in rtsim.specs: above any published model, catches slipped digits
-MOST_LAYERS = 10_000
 _PLURAL_SHOWN = 3  # names of a missing field that an error lists
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from rtsim.hf.fields import MOST_LAYERS, WIDEST, Fields
+from rtsim.hf.fields import Fields
 from rtsim.hf.quantization import Parts, stored_formats
 from rtsim.specs.attention import AttentionSpec
 from rtsim.specs.mlp import Activation, MlpSpec, MoeSpec
@@ -17,6 +17,8 @@ from rtsim.specs.model import LayerGroup, ModelSpec
 
 _Key = TypeVar("_Key", bound=Hashable)
 
+# The most that rtsim.specs takes: above any published model, catches slipped digits.
+MOST_LAYERS = 10_000
 MOST_POSITIONS = 100_000_000
 MOST_TOKENS = 10_000_000
 MOST_EXPERTS = 100_000
@@ -281,11 +283,3 @@ def dtype(c: Fields) -> str:
         given = "is not given" if name is None else f"is {name!r}"
         c.note(f"torch_dtype {given}: taken as bf16.")
     return short or "bf16"
-
-
-__all__ = [
-    "MOST_LAYERS", "MOST_POSITIONS", "WIDEST", "Heads", "activation", "attention", "decoder",
-    "dtype", "ffn_size", "groups", "heads", "layer_count", "layer_types", "mlp", "moe",
-    "positions", "prediction_layers", "rotary_dim", "routed_layers", "shared_experts",
-    "vocabulary", "width", "window", "windows",
-]  # fmt: skip
