@@ -104,6 +104,12 @@ PUBLISHED = {
     "distilbert-base-uncased": 66_985_530,
     "Kimi-K2-Instruct": 1.026e12,
     "yalm-100b": 100e9,
+    "OLMoE-1B-7B-0924": 6_919_161_856,
+    "dots.llm1.inst": 142.8e9,
+    "ERNIE-4.5-21B-A3B-PT": 21.8e9,
+    "ERNIE-4.5-0.3B-PT": 360_748_032,
+    "EXAONE-4.0-1.2B": 1_279_391_488,
+    "Hunyuan-7B-Instruct": 7.5e9,
 }
 # Nothing to compare with.
 UNCOUNTED = {"Kimi-K3"}

@@ -390,6 +390,21 @@ def test_parts_of_modules(module: str, part: str | None) -> None:
     assert part_of(module) == part
 
 
+def test_formats_in_a_file_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    formats = {"quant_algo": "NVFP4", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head"]}
+    written = json.dumps({"producer": {"name": "modelopt"}, "quantization": formats})
+    (tmp_path / "hf_quant_config.json").write_text(written)
+    model = read_config(tmp_path)
+    assert (model.quantization.attention, model.kv_cache_dtype) == ("nvfp4", "fp8")
+
+
+def test_a_format_that_only_the_name_states_is_noted() -> None:
+    model = model_from_config(LLAMA, "Some-8B-NVFP4")
+    assert model.quantization.attention == "none"
+    assert any("The name says NVFP4" in note for note in model.notes)
+
+
 def test_a_few_layers_left_out_are_noted_and_most_of_them_decide() -> None:
     def ignoring(count: int) -> ModelSpec:
         names = [f"model.layers.{i}.self_attn" for i in range(count)]

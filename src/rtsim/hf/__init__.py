@@ -8,8 +8,8 @@
     ('mine', 6738415616)
 
 `config.py` finds the reader of a model_type; a module per family holds the readers: `gpt`,
-`llama`, `moe`, `latent`, `hybrid`, `mamba`, `encoders`. `parts` has what they share, `fields` the
-reading of fields, `quantization` the formats of stored weights.
+`llama`, `moe`, `moe_windows`, `latent`, `hybrid`, `mamba`, `encoders`. `parts` has what they
+share, `fields` the reading of fields, `quantization` the formats of stored weights.
 """
 
 from rtsim.hf.config import MODEL_TYPES, model_from_config, read_config

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rtsim.errors import DataError, NotSupported, SpecError, nearest_names
-from rtsim.hf import encoders, gpt, hybrid, latent, llama, mamba, moe, parts
+from rtsim.hf import encoders, gpt, hybrid, latent, llama, mamba, moe, moe_windows, parts
 from rtsim.hf.fields import Fields
 from rtsim.specs.model import ModelSpec
 
@@ -25,6 +25,7 @@ _READERS: dict[str, Reader] = {
     **gpt.READERS,
     **llama.READERS,
     **moe.READERS,
+    **moe_windows.READERS,
     **latent.READERS,
     **hybrid.READERS,
     **mamba.READERS,
@@ -32,6 +33,7 @@ _READERS: dict[str, Reader] = {
 }
 MODEL_TYPES = tuple(sorted(_READERS))
 
+_FORMATS_FILE = "hf_quant_config.json"  # modelopt writes the number formats there too
 _LARGEST_FILE = 16 * 1024 * 1024  # bytes; published ones have a few thousand
 _LONGEST_NAME = 200
 _LONGEST_TYPE = 60
@@ -70,6 +72,11 @@ _NO_READER = {
     "falcon_h1": "attention and Mamba side by side in one layer, which is not modelled",
     "lfm2": "convolutions in place of attention, which are not modelled",
     "lfm2_moe": "convolutions in place of attention, which are not modelled",
+    "gemma3n": "inputs and streams per layer (AltUp), which are not read",
+    "longcat_flash": "two attention blocks a layer, which are not read",
+    "deci": "layers that all differ (block_configs), which are not read",
+    "nemotron-nas": "layers that all differ (block_configs), which are not read",
+    "hunyuan_v1_moe": "sizes listed per layer, which are not read",
     "albert": "one set of weights for all layers, which is not read",
     "xlnet": "two streams of attention, which are not modelled",
 }
@@ -79,8 +86,9 @@ def read_config(path: str | Path) -> ModelSpec:
     """The model that a config.json, or the folder that holds one, describes.
 
     Its name is that of the file without .json; for a config.json the name it gives itself, else
-    the folder's. Raises DataError (no such file, not JSON), SpecError (a wrong or missing field),
-    NotSupported (no model of text).
+    the folder's. Number formats can also come from an hf_quant_config.json beside it. Raises
+    DataError (no such file, not JSON), SpecError (a wrong or missing field), NotSupported (no
+    model of text).
     """
     file = Path(path)
     if os.path.isdir(file):  # noqa: PTH112 (Path.is_dir raises for names that are too long)
@@ -88,6 +96,11 @@ def read_config(path: str | Path) -> ModelSpec:
         if not file.exists():
             raise DataError(path, "is a folder without a config.json")
     data = _read_json(file)
+    beside = file.with_name(_FORMATS_FILE)
+    if isinstance(data, dict) and data.get("quantization_config") is None and beside.is_file():
+        formats = _read_json(beside)
+        if isinstance(formats, dict):
+            data["quantization_config"] = {"quant_method": "modelopt", **formats}
     return model_from_config(data, _name_of(file, data), where=str(path))
 
 

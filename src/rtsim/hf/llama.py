@@ -54,6 +54,29 @@ def llama(c: Fields) -> ModelSpec:
     return parts.decoder(c, layers)
 
 
+def ernie4_5(c: Fields) -> ModelSpec:
+    """ERNIE 4.5, dense: one flag for all biases, the head is the token table."""
+    bias = c.flag("use_bias", default=False)
+    layers = _layers(c, _everywhere(c), bias=bias, mlp_bias=bias)
+    return parts.decoder(c, layers, tied=True)
+
+
+def exaone4(c: Fields) -> ModelSpec:
+    """EXAONE 4: norms after the blocks and of queries and keys per head; windows in the 32B."""
+    pattern = c.raw("sliding_window_pattern")
+    every = len(pattern) if isinstance(pattern, str) else 4
+    if isinstance(pattern, int):
+        every = c.whole("sliding_window_pattern", high=parts.MOST_LAYERS)
+    windows = parts.windows(c, parts.layer_count(c), _every(max(every, 1)))
+    return parts.decoder(c, _layers(c, windows, qk_norm=True))
+
+
+def hunyuan(c: Fields) -> ModelSpec:
+    """Hunyuan, dense: norms of queries and keys per head."""
+    bias = c.flag("attention_bias", default=False)
+    return parts.decoder(c, _layers(c, _everywhere(c), bias=bias, qk_norm=True))
+
+
 def gemma(c: Fields) -> ModelSpec:
     """A head as wide as it likes; the head is the token table."""
     bias = c.flag("attention_bias", default=False)
@@ -198,6 +221,9 @@ READERS = {
     "smollm3": llama,
     "aquila": llama,
     "yi": llama,
+    "ernie4_5": ernie4_5,
+    "exaone4": exaone4,
+    "hunyuan_v1_dense": hunyuan,
     "qwen2": qwen2,
     "qwen2_vl": qwen2,
     "qwen2_5_vl": qwen2,

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 from rtsim.hf.fields import Fields
 from rtsim.specs.model import QuantizationSpec
 
+_FORMAT_IN_NAME = re.compile(r"(?i)\b(nvfp4|mxfp4|fp8|w8a8|w4a16|int8|int4|awq|gptq)\b")
+
 Format = str  # one of rtsim.specs.dtype.QUANTIZATIONS
 
 
@@ -30,6 +32,12 @@ def stored_formats(c: Fields, layers: Parts) -> tuple[QuantizationSpec, str | No
     """Formats by part, and that of the KV cache where the configuration states one."""
     q = c.part("quantization_config")
     if not q.data:
+        named = _FORMAT_IN_NAME.search(c.name)
+        if named is not None:
+            c.note(
+                f"The name says {named.group()}, the configuration says nothing of how weights "
+                "are stored: taken as not quantised (see --quantization)."
+            )
         return QuantizationSpec(), None
     method = _method(q)
     formats = _READERS[method](q, c, layers)
