@@ -48,7 +48,6 @@ from rtsim.measurements import read_table
 from rtsim.operators import StackTraits
 from rtsim.profile import GROUPS, Profile
 from rtsim.profile_file import profile_toml, write_profile
-from rtsim.specs.dtype import weight_format
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables"
@@ -129,7 +128,7 @@ def fit_gemm(profile: Profile) -> dict[str, float]:
     columns = read_table(TABLES / "gemm_a100.csv").columns
     kernels = rtsim_kernels.compiled()
     gpu = load_gpu(profile.gpu)
-    formats = Formats("fp16", "fp16", weight_format("none", "fp16"), "none")
+    formats = Formats("fp16", "fp16")
     m, n, k = (columns[name].astype(float) for name in "mnk")
     one = np.ones(len(m))
     measured_us = columns["time_us"].astype(float)

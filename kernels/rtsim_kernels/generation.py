@@ -13,15 +13,28 @@ so that a generation of any length costs a few evaluations per octave of context
 does not depend on p or o the sum is additive, T(p, a + b) = T(p, a) + decode(p + a, b), and
 never falls when o grows. Known error: below 0.5 % of the step-by-step sum (tests), from split
 and wave steps of fused decode attention between grid points.
+
+**Encoders.** An encoder makes one pass over its input and nothing more. An encoder-decoder runs
+the encoder over the prompt and the decoder's first step, then steps whose context is the output
+so far, each with cross attention to all of the prompt.
+
+**Pipeline.** M micro-batches of b/M sequences go through S stages of t/S each, t being the pass
+of one micro-batch: a prompt pass takes t (M + S - 1) / S, a decode step t max(1, M/S), since a
+sequence's next token has to wait for its last (Huang et al., GPipe, arXiv:1811.06965).
+
+**Context parallelism.** R GPUs take 1/R of a prompt's tokens each, dealt so that all see equally
+many keys (p (1 + 1/R) / 2 at the last of its own tokens), and 1/R of the cache in decode.
 """
 
 from __future__ import annotations
 
+import math
 from math import floor, log2
 from typing import Any
 
 import numpy as np
 
+from . import tables
 from ._jit import jit
 from .step import step_s
 
@@ -51,6 +64,7 @@ def decode_s(
     n_sequences: float,
     first_context: float,
     last_context: float,
+    source: float,
     operators: Any,
     segments: Any,
     machine: Any,
@@ -64,6 +78,7 @@ def decode_s(
     """
     total = 0.0
     evaluated = False
+    ranks = machine.plan.prompt_ranks
     for i in range(len(times)):
         total_times[i, 0] = 0.0
         total_times[i, 1] = 0.0
@@ -79,15 +94,19 @@ def decode_s(
         low_weight = steps - high_weight
         if low_s < 0:
             low_s = step_s(
-                n_sequences, 1.0, low, False, evaluated, operators, segments, machine, times
-            )
+                n_sequences, 1.0, max(1.0, low / ranks), source, False, False, evaluated,
+                operators, segments, machine, times,
+            )  # fmt: skip
             evaluated = True
         total += low_weight * low_s
         for i in range(len(times)):
             total_times[i, 0] += low_weight * times[i, 0]
             total_times[i, 1] += low_weight * times[i, 1]
         if high_weight > 0:
-            low_s = step_s(n_sequences, 1.0, high, False, True, operators, segments, machine, times)
+            low_s = step_s(
+                n_sequences, 1.0, max(1.0, high / ranks), source, False, False, True, operators,
+                segments, machine, times,
+            )  # fmt: skip
             total += high_weight * low_s
             for i in range(len(times)):
                 total_times[i, 0] += high_weight * times[i, 0]
@@ -96,6 +115,47 @@ def decode_s(
             low_s = -1.0
         low = high
     return total
+
+
+@jit
+def prefill_s(
+    n_sequences: float,
+    input_len: float,
+    operators: Any,
+    segments: Any,
+    machine: Any,
+    prefill_times: Any,
+    times: Any,
+) -> float:
+    """Seconds until the first token: the prompt pass, or encoder and first step of the decoder."""
+    plan = machine.plan
+    encodes = plan.model_kind != tables.DECODER
+    own = input_len
+    context = input_len
+    if plan.prompt_ranks > 1.0:
+        own = math.ceil(input_len / plan.prompt_ranks)
+        context = 0.5 * (input_len + own)
+    seconds = step_s(
+        n_sequences, own, context, input_len if encodes else 0.0, True, encodes, False, operators,
+        segments, machine, prefill_times,
+    )  # fmt: skip
+    if plan.model_kind == tables.ENCODER_DECODER:
+        seconds += step_s(
+            n_sequences, 1.0, 1.0, input_len, False, False, False, operators, segments, machine,
+            times,
+        )  # fmt: skip
+        for i in range(len(times)):
+            prefill_times[i, 0] += times[i, 0]
+            prefill_times[i, 1] += times[i, 1]
+    return seconds
+
+
+@jit
+def scale(times: Any, factor: float) -> None:
+    """Multiply operator times in place."""
+    for i in range(len(times)):
+        times[i, 0] *= factor
+        times[i, 1] *= factor
 
 
 @jit
@@ -116,26 +176,40 @@ def generation_s(
     decode steps to `decode_times`, as `step_s` does; `times` is scratch. All have shape
     (operators, 2).
     """
-    prefill = step_s(
-        n_sequences, float(input_len), float(input_len), True, False, operators, segments, machine,
-        prefill_times,
-    )  # fmt: skip
+    plan = machine.plan
+    together = n_sequences
+    fill = 1.0
+    turns = 1.0
+    if plan.micro_batches > 1.0:
+        together = math.ceil(n_sequences / plan.micro_batches)
+        rounds = min(plan.micro_batches, n_sequences)
+        fill = (rounds + plan.stages - 1.0) / plan.stages
+        turns = max(1.0, rounds / plan.stages)
+    prefill = prefill_s(together, input_len, operators, segments, machine, prefill_times, times)
     decode = 0.0
     if output_len > 1:
+        before = input_len
+        source = 0.0
+        if plan.model_kind == tables.ENCODER_DECODER:
+            before = 1.0
+            source = input_len
         decode = decode_s(
-            n_sequences, input_len + 1.0, input_len + output_len - 1.0, operators, segments,
+            together, before + 1.0, before + output_len - 1.0, source, operators, segments,
             machine, decode_times, times,
         )  # fmt: skip
     else:
         decode_times[:] = 0.0
-    return prefill, decode
+    if plan.micro_batches > 1.0:
+        scale(prefill_times, fill)
+        scale(decode_times, turns)
+    return prefill * fill, decode * turns
 
 
 # Groups that a runtime is owed to: the operator kinds of tables.py, then the host in decode
 # steps and in prompt passes, which prepare more than they launch.
-N_GROUPS = 8
-GROUP_HOST = 6
-GROUP_PROMPT_HOST = 7
+GROUP_HOST = tables.N_KINDS
+GROUP_PROMPT_HOST = tables.N_KINDS + 1
+N_GROUPS = tables.N_KINDS + 2
 
 
 @jit

@@ -42,10 +42,14 @@ from .attention import (
     attention_decode_work,
     attention_prefill_s,
     attention_prefill_work,
+    visible_pairs,
 )
 from .collective import collective_s, wire_bytes
 from .gemm import gemm_s
 from .memory_bound import memory_bound_s
+from .mla import mla_decode_s, mla_decode_work
+from .moe import moe_s, moe_work
+from .scan import scan_s, scan_work
 from .tables import Coefficient
 
 HOST_COEFFICIENTS = (
@@ -86,7 +90,8 @@ WARM = 1.0
 class Machine(NamedTuple):
     """One GPU with its fitted operator models: records when compiled, NamedTuples when not.
 
-    gemm, collective: one row per number format, and per group and implementation.
+    gemm, collective: one row per number format, and per group and implementation. prefill: one
+    for attention, one for latent attention. plan: a PLAN row.
     """
 
     device: Any
@@ -96,53 +101,133 @@ class Machine(NamedTuple):
     memory: Any
     collective: Any
     host: Any
+    moe: Any
+    mla: Any
+    scan: Any
+    plan: Any
+
+
+@jit
+def runs(operator: Any, new_tokens: float) -> bool:
+    """Whether an operator is part of a step with this many new tokens per sequence."""
+    phase = operator.phase
+    if phase == tables.ALWAYS:
+        return True
+    return bool((phase == tables.ONE_TOKEN) == (new_tokens == 1.0))
+
+
+@jit
+def operator_units(operator: Any, n_sequences: float, new_tokens: float, context: float) -> float:
+    """Rows, tokens or bytes of an operator in one step, see `tables.OPERATOR`."""
+    o = operator
+    units: float = o.per_token * n_sequences * new_tokens + o.per_sequence * n_sequences
+    return units + o.per_cached * n_sequences * max(0.0, context - new_tokens)
+
+
+@jit
+def keys_of(operator: Any, context: float, source: float) -> float:
+    """Entries that scores are computed for: of the source, of the context, or pooled."""
+    keys = context
+    if operator.source > 0.0:
+        keys = source
+    if operator.compression > 0.0:
+        keys = max(1.0, context / operator.compression)
+    return keys
+
+
+@jit
+def mask_of(
+    operator: Any, new_tokens: float, context: float, source: float
+) -> tuple[float, float, float]:
+    """(keys per sequence, window, causal) of an attention operator in one step.
+
+    Cross attention sees the whole source. Where earlier tokens are pooled, a query sees the
+    window's tokens and the pooled entries, at most `key_limit` of them: as many keys as queries
+    see on average, without a mask.
+    """
+    o = operator
+    if o.source > 0.0:
+        return source, 0.0, 0.0
+    if o.compression > 0.0:
+        near = visible_pairs(new_tokens, context, o.window, 1.0)
+        far = visible_pairs(new_tokens, context, o.key_limit * o.compression, 1.0)
+        return (near + far / o.compression) / new_tokens, 0.0, 0.0
+    return context, o.window, o.causal
 
 
 @jit
 def operator_s(
-    operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
+    operator: Any,
+    n_sequences: float,
+    new_tokens: float,
+    context: float,
+    source: float,
+    machine: Any,
 ) -> tuple[float, int]:
     """Seconds on the GPU of one operator in one step, and the code of what bounds it.
 
-    n_sequences x new_tokens tokens enter; each sequence sees `context` keys, the new ones in.
+    n_sequences x new_tokens tokens enter; each sequence sees `context` keys, the new ones in, and
+    `source` tokens of an encoder. 0 for an operator that is no part of such a step.
     """
     o = operator
     device = machine.device
     kind = o.kind
-    units = o.per_token * n_sequences * new_tokens + o.per_sequence * n_sequences
+    if not runs(o, new_tokens):
+        return 0.0, tables.BOUND_LATENCY
+    units = operator_units(o, n_sequences, new_tokens, context)
     if kind == tables.GEMM:
-        return gemm_s(units, o.n, o.k, 1.0, COLD, machine.gemm[o.row], device)
+        batch = max(1.0, o.n_heads)
+        return gemm_s(units, o.n, o.k, batch, COLD, machine.gemm[o.row], device)
     # The keys and values of earlier tokens come from the cache in memory, new ones are warm.
     copies = WARM
     if new_tokens < context:
         copies = COLD
     if kind == tables.SCORES:
+        keys = keys_of(o, context, source)
         batch = n_sequences * o.n_heads
-        return gemm_s(new_tokens, context, o.head_dim, batch, copies, machine.gemm[o.row], device)
+        rows = o.per_token * new_tokens
+        return gemm_s(rows, keys, o.head_dim, batch, copies, machine.gemm[o.row], device)
     if kind == tables.VALUES:
+        keys = keys_of(o, context, source)
         batch = n_sequences * o.n_heads
-        return gemm_s(new_tokens, o.v_head_dim, context, batch, copies, machine.gemm[o.row], device)
-    if kind == tables.ATTENTION:
-        if new_tokens == 1.0:
+        return gemm_s(new_tokens, o.v_head_dim, keys, batch, copies, machine.gemm[o.row], device)
+    if kind in (tables.ATTENTION, tables.LATENT):
+        keys, window, causal = mask_of(o, new_tokens, context, source)
+        if new_tokens == 1.0 and kind == tables.ATTENTION:
             return attention_decode_s(
-                n_sequences, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window,
+                n_sequences, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
                 machine.decode, device, o.v_head_dim, 0.0,
             )  # fmt: skip
+        if new_tokens == 1.0:
+            seen = keys
+            if window > 0.0:
+                seen = min(keys, window)
+            return mla_decode_s(n_sequences, seen, o.n_heads, o.k, o.n, machine.mla, device, 0.0)
         warm_frac = 1.0 if new_tokens == context else 0.0  # all keys are new, or most are cached
         return attention_prefill_s(
-            n_sequences, new_tokens, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window,
-            o.causal, machine.prefill, device, o.v_head_dim, warm_frac,
+            n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
+            causal, machine.prefill[o.row], device, o.v_head_dim, warm_frac,
         )  # fmt: skip
     if kind == tables.MEMORY_BOUND:
         width = o.width
         passes = 1.0
         if width == 0.0:  # the score matrix of unfused attention
-            width = context
+            width = keys_of(o, context, source)
             passes = machine.host.score_passes
         elements = units * width * passes
         return memory_bound_s(
             o.work_kind, units, width * passes, elements * o.read_bytes,
             elements * o.written_bytes, elements * o.flops, o.warm_frac, machine.memory, device,
+        )  # fmt: skip
+    if kind == tables.MOE:
+        return moe_s(
+            units, o.k, o.n, o.n_experts, o.n_local_experts, o.top_k, o.matrices, o.skew,
+            machine.moe, device,
+        )  # fmt: skip
+    if kind == tables.SCAN:
+        return scan_s(
+            n_sequences, new_tokens, o.n_kv_heads, o.head_dim, o.n_heads, o.v_head_dim, o.delta,
+            o.channel_gate, machine.scan, device,
         )  # fmt: skip
     return collective_s(
         o.collective, units, o.ranks, o.ranks_per_node, machine.collective[o.row], device
@@ -152,15 +237,23 @@ def operator_s(
 @jit
 def depends_on_context(operator: Any) -> bool:
     """Whether the context (keys per sequence) changes the operator's time."""
-    kind = operator.kind
-    if kind == tables.MEMORY_BOUND:
-        return bool(operator.width == 0.0)
-    return bool(kind in (tables.SCORES, tables.VALUES, tables.ATTENTION))
+    o = operator
+    if o.source > 0.0:
+        return False
+    if o.kind == tables.MEMORY_BOUND:
+        return bool(o.width == 0.0)
+    attends = o.kind in (tables.SCORES, tables.VALUES, tables.ATTENTION, tables.LATENT)
+    return bool(attends or o.per_cached > 0.0)
 
 
 @jit
 def operator_work(
-    operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
+    operator: Any,
+    n_sequences: float,
+    new_tokens: float,
+    context: float,
+    source: float,
+    machine: Any,
 ) -> tuple[float, float]:
     """Work of one operator in one step: (FLOPs, bytes through memory or over the link).
 
@@ -168,39 +261,60 @@ def operator_work(
     """
     o = operator
     kind = o.kind
-    units = o.per_token * n_sequences * new_tokens + o.per_sequence * n_sequences
+    if not runs(o, new_tokens):
+        return 0.0, 0.0
+    units = operator_units(o, n_sequences, new_tokens, context)
     if kind in (tables.GEMM, tables.SCORES, tables.VALUES):
         row = machine.gemm[o.row]
+        keys = keys_of(o, context, source)
         m = new_tokens
-        n = context
+        n = keys
         k = o.head_dim
         batch = n_sequences * o.n_heads
         if kind == tables.GEMM:
             m = units
             n = o.n
             k = o.k
-            batch = 1.0
-        elif kind == tables.VALUES:
+            batch = max(1.0, o.n_heads)
+        elif kind == tables.SCORES:
+            m = o.per_token * new_tokens
+        else:
             n = o.v_head_dim
-            k = context
+            k = keys
         moved = m * k * row.a_bytes + k * n * row.b_bytes + m * n * row.out_bytes
         return 2.0 * batch * m * n * k, batch * moved
-    if kind == tables.ATTENTION:
-        if new_tokens == 1.0:
+    if kind in (tables.ATTENTION, tables.LATENT):
+        keys, window, causal = mask_of(o, new_tokens, context, source)
+        if new_tokens == 1.0 and kind == tables.ATTENTION:
             return attention_decode_work(
-                n_sequences, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window,
+                n_sequences, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
                 machine.decode, o.v_head_dim,
             )  # fmt: skip
+        if new_tokens == 1.0:
+            seen = keys
+            if window > 0.0:
+                seen = min(keys, window)
+            return mla_decode_work(n_sequences, seen, o.n_heads, o.k, o.n, machine.mla)
         return attention_prefill_work(
-            n_sequences, new_tokens, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window,
-            o.causal, machine.prefill, o.v_head_dim,
+            n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
+            causal, machine.prefill[o.row], o.v_head_dim,
         )  # fmt: skip
     if kind == tables.MEMORY_BOUND:
         width = o.width
         if width == 0.0:
-            width = context
+            width = keys_of(o, context, source)
         elements = units * width
         return elements * o.flops, elements * (o.read_bytes + o.written_bytes)
+    if kind == tables.MOE:
+        return moe_work(
+            units, o.k, o.n, o.n_experts, o.n_local_experts, o.top_k, o.matrices, o.skew,
+            machine.moe,
+        )  # fmt: skip
+    if kind == tables.SCAN:
+        return scan_work(
+            n_sequences, new_tokens, o.n_kv_heads, o.head_dim, o.n_heads, o.v_head_dim, o.delta,
+            o.channel_gate, machine.scan,
+        )  # fmt: skip
     return 0.0, wire_bytes(o.collective, units, o.ranks)
 
 
@@ -216,13 +330,17 @@ def slowest_excess(ranks: float) -> float:
 
 
 @jit
-def segment_host_s(segment: Any, operators: Any, is_prefill: bool, host: Any, times: Any) -> float:
+def segment_host_s(
+    segment: Any, operators: Any, new_tokens: float, is_prefill: bool, host: Any, times: Any
+) -> float:
     """Host time of one repetition of a segment, seconds; `times` as `step_s` writes it."""
     total = 0.0
     exposed_s = 0.0
     ranks = 1.0
     for i in range(segment.first, segment.last):
         operator = operators[i]
+        if not runs(operator, new_tokens):
+            continue
         total += operator.launches * host.launch_s
         if operator.kind == tables.COLLECTIVE and operator.ranks > 1:
             total += host.collective_s
@@ -238,7 +356,9 @@ def step_s(
     n_sequences: float,
     new_tokens: float,
     context: float,
+    source: float,
     is_prefill: bool,
+    encoder: bool,
     reuse: bool,
     operators: Any,
     segments: Any,
@@ -247,14 +367,15 @@ def step_s(
 ) -> float:
     """Time of one step in seconds.
 
-    reuse: `times` is that of the same step at another context, so only what depends on the
-    context is timed anew.
+    source: tokens of the encoder's output, 0 without an encoder. encoder: the step runs the
+    encoder's segments instead of the others. reuse: `times` is that of the same step at another
+    context, so only what depends on the context is timed anew.
 
     operators, segments: the rows of one model on one GPU. Writes to `times`, shape
     (operators, 2), of one execution of each operator: [:, 0] its GPU time, [:, 1] the part of
     the step that is owed to it, d step / d ln(GPU time): all of it where the GPU is the slower
     track, little where the host is. Summed over executions the latter add up to the step less
-    what is owed to the host.
+    what is owed to the host. Both are 0 for what the step does not run.
     """
     host = machine.host
     gpu_clock = 0.0
@@ -264,14 +385,23 @@ def step_s(
         gpu_clock = host_clock
     for s in range(len(segments)):
         segment = segments[s]
+        if (segment.is_encoder == 1) != encoder:
+            for i in range(segment.first, segment.last):
+                times[i, 0] = 0.0
+                times[i, 1] = 0.0
+            continue
         gpu_s = 0.0
         for i in range(segment.first, segment.last):
             operator = operators[i]
             if not reuse or depends_on_context(operator):
-                seconds, _ = operator_s(operator, n_sequences, new_tokens, context, machine)
-                times[i, 0] = seconds + operator.launches * host.kernel_gap_s
+                times[i, 0] = 0.0
+                if runs(operator, new_tokens):
+                    seconds, _ = operator_s(
+                        operator, n_sequences, new_tokens, context, source, machine
+                    )
+                    times[i, 0] = seconds + operator.launches * host.kernel_gap_s
             gpu_s += times[i, 0]
-        host_s = segment_host_s(segment, operators, is_prefill, host, times)
+        host_s = segment_host_s(segment, operators, new_tokens, is_prefill, host, times)
         slow = max(gpu_s, host_s)
         both_s = 0.0
         owed_frac = 0.0

@@ -72,11 +72,21 @@ VALUES = 2  # unfused attention: probabilities x values, likewise
 ATTENTION = 3  # fused attention, prefill or decode by the number of new tokens
 MEMORY_BOUND = 4
 COLLECTIVE = 5
+MOE = 6  # routed experts: router, grouped products, combination
+LATENT = 7  # latent attention (MLA) and kin: absorbed in decode, as attention in prefill
+SCAN = 8  # recurrent token mixers
+N_KINDS = 9
+
+# When an operator runs: always, where a step has several new tokens, or where it has one.
+ALWAYS = 0
+MANY_TOKENS = 1
+ONE_TOKEN = 2
 
 # One operator of one GPU. The sizes that depend on the workload are linear in two counts of a
 # step (forward pass): its tokens = sequences x new tokens, and its sequences:
 #     units = per_token * tokens + per_sequence * sequences
-# Units are rows m of a GEMM, rows of memory-bound work, or bytes of a message. So a table is
+# (and per_cached * earlier tokens of all sequences). Units are rows m of a GEMM, rows of
+# memory-bound work, tokens that enter a mixture of experts, or bytes of a message. So a table is
 # lowered once per model and parallelism and is timed at any batch, length and context.
 OPERATOR = np.dtype(
     [
@@ -84,6 +94,8 @@ OPERATOR = np.dtype(
         ("row", np.int64),  # which row of the machine's table for this kind
         ("per_token", np.float64),
         ("per_sequence", np.float64),
+        ("per_cached", np.float64),
+        ("phase", np.int64),  # ALWAYS, MANY_TOKENS or ONE_TOKEN
         ("n", np.float64),
         ("k", np.float64),
         ("n_heads", np.float64),
@@ -92,6 +104,16 @@ OPERATOR = np.dtype(
         ("v_head_dim", np.float64),
         ("window", np.float64),  # 0 = none
         ("causal", np.float64),
+        ("source", np.float64),  # 1: keys are the encoder's output
+        ("compression", np.float64),  # earlier tokens pooled to one entry; 0 = none
+        ("key_limit", np.float64),  # compressed entries that a query sees at most; 0 = all
+        ("delta", np.float64),  # recurrence by the delta rule
+        ("channel_gate", np.float64),  # recurrence with a decay per channel
+        ("n_experts", np.float64),
+        ("n_local_experts", np.float64),
+        ("top_k", np.float64),
+        ("matrices", np.float64),  # of an expert
+        ("skew", np.float64),
         ("work_kind", np.int64),  # kind of memory-bound kernel, a code of memory_bound.py
         ("width", np.float64),  # elements of one row of memory-bound work; 0 = the context
         ("read_bytes", np.float64),  # per element
@@ -112,5 +134,19 @@ SEGMENT = np.dtype(
         ("last", np.int64),
         ("count", np.int64),
         ("is_layer", np.int64),
+        ("is_encoder", np.int64),  # runs over the prompt, before the decoder's first step
+    ]
+)
+
+# How a generation is carried out: what kind of model, and how its batch and prompt are split.
+DECODER = 0
+ENCODER = 1  # one pass over the input, nothing is generated
+ENCODER_DECODER = 2
+PLAN = np.dtype(
+    [
+        ("model_kind", np.int64),
+        ("stages", np.float64),  # of the pipeline
+        ("micro_batches", np.float64),
+        ("prompt_ranks", np.float64),  # context parallelism: GPUs that share a sequence
     ]
 )

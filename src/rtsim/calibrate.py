@@ -36,7 +36,7 @@ from rtsim.fitting.sort_rows import (
 )
 from rtsim.measurements import Table, read_table
 from rtsim.operators import StackTraits
-from rtsim.profile import DECLARED, DEVIATIONS_90, GROUPS, Profile, load_profile
+from rtsim.profile import DECLARED, DEVIATIONS_90, Profile, load_profile
 from rtsim.profile_choice import choose_profile, stack_names
 from rtsim.profile_file import Uncertainty, profile_toml, write_profile
 from rtsim.specs.gpu import GpuSpec
@@ -383,7 +383,7 @@ def blank_profile(stack: str, gpu: GpuSpec, traits: StackTraits | None = None) -
         name="", stack=stack, gpu=gpu.name, architecture=gpu.architecture,
         traits=traits or StackTraits(), coefficients={}, sigma_seen=dict(UNFITTED_SIGMAS),
         sigma_unseen=dict(UNFITTED_SIGMAS), sigma_row=0.0,
-        transfer_sigma={group: TRANSFER_SIGMAS[group] for group in GROUPS}, fitted_shapes=(),
+        transfer_sigma=TRANSFER_SIGMAS, fitted_shapes=(),
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ _Spec = TypeVar("_Spec")
 DATA = Path(__file__).parent / "data"
 _WORDS = {"models": "model", "gpus": "GPU"}
 _ALIASES_START = "aliases = ["
+_MAKERS = ("nvidia", "amd", "intel", "google", "aws", "tesla", "geforce", "instinct", "datacenter")
 
 
 def model_names() -> list[str]:
@@ -49,6 +50,8 @@ def resolve(kind: Kind, name: str) -> str:
     found = index.get(fold(name))
     if found is None and kind == "models" and name.count("/") == 1:  # the owner: openai/davinci
         found = index.get(fold(name.rpartition("/")[2]))
+    if found is None and kind == "gpus":  # as drivers report them: NVIDIA A100-SXM4-80GB
+        found = index.get(_without_maker(fold(name)))
     if found is None:
         others = {other: known for known, names in aliases(kind).items() for other in names}
         raise UnknownName(_WORDS[kind], name, _names(kind), stands_for=others)
@@ -84,6 +87,11 @@ def load_gpu(name_or_path: str | Path) -> GpuSpec:
     return _packaged_gpu(resolve("gpus", str(name_or_path)))
 
 
+def template(kind: Kind) -> str:
+    """A commented TOML file of the figures that a new model or GPU needs; valid as it is."""
+    return (DATA / "templates" / f"{_WORDS[kind].lower()}.toml").read_text(encoding="utf-8")
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The file as plain data; DataError (one line) where it is missing or malformed."""
     try:
@@ -104,6 +112,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise DataError(path, f"malformed TOML: {error}") from None
     except RecursionError:
         raise DataError(path, "malformed TOML: nested too deeply") from None
+
+
+def _without_maker(folded: str) -> str:
+    """A folded GPU name without the maker and brand words in front."""
+    for word in _MAKERS:
+        folded = folded.removeprefix(word)
+    return folded
 
 
 def _is_file(name_or_path: str | Path) -> bool:

@@ -115,6 +115,8 @@ def _check_sources(raw: dict[str, Any]) -> Iterator[str]:
 
 
 def _check_gpu(gpu: GpuSpec) -> Iterator[str]:
+    if gpu.what_if:
+        yield "what_if is for changed copies, not for files"
     yield from gpu.doubts()
     peak = gpu.peak_16_bit_flops_per_s
     per_clock = gpu.tensor_flops_per_clock_per_sm
@@ -173,9 +175,12 @@ def _check_model(model: ModelSpec) -> Iterator[str]:
             yield f"{model.parameters:,} parameters are {off:+.1%} off the size in the name"
     for group in model.layers:
         # Published models: 2.7 (Llama) to 4 (GPT); heads together half to twice the width.
-        if not 1.0 <= group.mlp.ffn_size / model.hidden_size <= 8.0:
-            yield f"MLP width {group.mlp.ffn_size} is not plausible beside {model.hidden_size}"
-        if not 0.5 <= group.attention.q_width / model.hidden_size <= 2.0:
-            yield f"{group.attention.q_width} wide queries are not plausible beside the width"
-    if model.vocab_size < model.layers[0].attention.n_heads:
+        ffn_size = group.mlp.ffn_size if group.mlp is not None and group.mlp.kind == "mlp" else 0
+        if ffn_size and not 1.0 <= ffn_size / model.hidden_size <= 8.0:
+            yield f"MLP width {ffn_size} is not plausible beside {model.hidden_size}"
+        mixer = group.attention
+        q_width = mixer.q_width if mixer is not None and mixer.kind == "attention" else 0
+        if q_width and not 0.5 <= q_width / model.hidden_size <= 2.0:
+            yield f"{q_width} wide queries are not plausible beside the width"
+    if model.vocab_size < model.typical_heads:
         yield f"a vocabulary of {model.vocab_size} is not plausible"

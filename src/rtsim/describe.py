@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,13 @@ class Description:
     data: dict[str, Any]
 
 
-def describe(name: str) -> Description:
+def describe(name: str, changes: Mapping[str, object] | None = None) -> Description:
     """Describe a model, a GPU or a profile by name, alias or .toml file.
 
-    Raises UnknownName with the nearest of all their names, DataError, SpecError.
+    `changes`: figures of a model or a GPU by path, see `rtsim.whatif`. Raises UnknownName with
+    the nearest of all their names, DataError, SpecError.
     """
-    return _kind_of(name)(name)
+    return _kind_of(name)(name, changes or {})
 
 
 def profile_names() -> list[str]:
@@ -39,7 +40,7 @@ def profile_names() -> list[str]:
     return sorted(path.stem for path in folder.glob("*.toml"))
 
 
-def _kind_of(name: str) -> Callable[[str], Description]:
+def _kind_of(name: str) -> Callable[[str, Mapping[str, object]], Description]:
     if name.lower().endswith(".toml"):
         fields = catalog.read_toml(Path(name))
         if "layers" in fields:
@@ -71,8 +72,14 @@ def _kind_of(name: str) -> Callable[[str], Description]:
     raise UnknownName("model, GPU or profile", name, known, stands_for=others)
 
 
-def _model(name: str) -> Description:
+def _model(name: str, changes: Mapping[str, object]) -> Description:
     model = catalog.load_model(name)
+    what_if: tuple[str, ...] = ()
+    if changes:
+        from rtsim.whatif import change
+
+        changed = change(changes, model=model)
+        model, what_if = changed.model or model, changed.notes
     kv_bytes = model.kv_bytes_per_token()
     facts = {
         "Also called": ", ".join(model.aliases),
@@ -88,6 +95,7 @@ def _model(name: str) -> Description:
         "Embeddings": "tied to the output head" if model.tied_embeddings else "",
         "Dtype": model.dtype,
         "KV cache": f"{units.format_bytes(kv_bytes)} per token ({model.dtype})",
+        "What if": "\n".join(what_if),
         **_origin(model.provenance, model.notes),
     }
     data = {
@@ -101,21 +109,53 @@ def _model(name: str) -> Description:
 
 
 def _layer_text(group: LayerGroup) -> str:
-    attention, mlp = group.attention, group.mlp
-    heads = f"{attention.n_heads} heads of {attention.head_dim}"
-    if attention.n_kv_heads != attention.n_heads:
-        heads += f" ({attention.n_kv_heads} KV heads)"
-    if attention.window:
-        heads += f", window {attention.window}"
-    gate = "gated " if mlp.gated else ""
+    parts = [_mixer_text(mixer) for mixer in group.mixers]
+    if group.mlp is not None:
+        parts.append(_mlp_text(group.mlp))
     order = ", attention and MLP in parallel" if group.parallel else ""
-    return (
-        f"{group.count} x {heads}; {gate}MLP {mlp.ffn_size} ({mlp.activation}); {group.norm}{order}"
-    )
+    return f"{group.count} x {'; '.join(parts)}; {group.norm}{order}"
 
 
-def _gpu(name: str) -> Description:
+def _mixer_text(mixer: Any) -> str:
+    if mixer.kind == "attention":
+        text = f"{mixer.n_heads} heads of {mixer.head_dim}"
+        if mixer.n_kv_heads != mixer.n_heads:
+            text += f" ({mixer.n_kv_heads} KV heads)"
+        text += f", window {mixer.window}" if mixer.window else ""
+        text += "" if mixer.causal else ", sees everything"
+    elif mixer.kind == "mla":
+        text = f"{mixer.n_heads} heads of {mixer.head_dim} from latents of {mixer.kv_lora_rank}"
+    elif mixer.kind == "compressed":
+        text = f"{mixer.n_heads} heads of {mixer.head_dim}, window {mixer.window}"
+        if mixer.compression:
+            text += f", earlier tokens pooled by {mixer.compression}"
+    else:
+        scan = mixer.scan
+        name = mixer.kind.replace("_", " ")
+        text = f"{name}, state {scan.n_v_heads} x {scan.key_dim} x {scan.value_dim}"
+    indexer = getattr(mixer, "indexer", None)
+    return text + (f", the best {indexer.top_k} keys" if indexer else "")
+
+
+def _mlp_text(mlp: Any) -> str:
+    gate = "gated " if mlp.gated else ""
+    if mlp.kind == "mlp":
+        return f"{gate}MLP {mlp.ffn_size} ({mlp.activation})"
+    text = f"{mlp.top_k} of {mlp.n_experts} {gate}experts {mlp.expert_size} ({mlp.activation})"
+    text += f", shared {mlp.shared_size}" if mlp.shared_size else ""
+    text += f", dense {mlp.dense_size}" if mlp.dense_size else ""
+    return text
+
+
+def _gpu(name: str, changes: Mapping[str, object]) -> Description:
     gpu = catalog.load_gpu(name)
+    what_if: tuple[str, ...] = ()
+    if changes:
+        from rtsim.whatif import change
+
+        changed = change(changes, gpu=gpu)
+        gpu = changed.gpu or gpu
+        what_if = (*gpu.what_if, *changed.notes)
     rates = {
         f"Peak {dtype}": units.format_flops_per_s(rate)
         for dtype in ("fp64", "fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4")
@@ -143,6 +183,7 @@ def _gpu(name: str) -> Description:
         if gpu.price is None
         else f"{units.format_usd(gpu.price.usd_per_hour)} per hour "
         f"({gpu.price.source}, {gpu.price.date})",
+        "What if": "\n".join(what_if),
         "Assumed": "\n".join(gpu.assumed),
         **_origin(gpu.provenance, gpu.notes),
     }
@@ -150,7 +191,9 @@ def _gpu(name: str) -> Description:
     return Description(f"{gpu.name} (GPU)", _stated(facts), data)
 
 
-def _profile(name: str) -> Description:
+def _profile(name: str, changes: Mapping[str, object]) -> Description:
+    if changes:
+        raise NotSupported(f"{name} is a profile: set changes figures of models and GPUs only")
     from dataclasses import asdict
 
     from rtsim.profile import load_profile

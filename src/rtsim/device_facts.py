@@ -77,8 +77,7 @@ def attention_peak_flops_per_s(gpu: GpuSpec, dtype: str, kv_dtype: str) -> float
 
     dtype: of the queries; kv_dtype: of the cache. 16 bits where the GPU has no fp8 units.
     """
-    major, _, minor = gpu.compute_capability.partition(".")
-    new = major.isdigit() and minor.isdigit() and (int(major), int(minor)) >= _FP8_MATH_OF_CACHE
+    new = _capability(gpu) >= _FP8_MATH_OF_CACHE
     if dtype.startswith("fp8") or (kv_dtype.startswith("fp8") and new):
         fp8 = gpu.peak_flops_per_s("fp8")
         if fp8 is not None:
@@ -87,13 +86,20 @@ def attention_peak_flops_per_s(gpu: GpuSpec, dtype: str, kv_dtype: str) -> float
     return gpu.peak_flops_per_s(wide) or gpu.peak_16_bit_flops_per_s or gpu.peak_fp32_flops_per_s
 
 
+def _capability(gpu: GpuSpec) -> tuple[int, int]:
+    """Compute capability in numbers; (0, 0) for other vendors' parts."""
+    major, _, minor = gpu.compute_capability.partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+
+
 def record(dtype: np.dtype[np.void], **values: float) -> NDArray[np.void]:
     names = dtype.names or ()
     return np.array(tuple(values[name] for name in names), dtype)
 
 
-# NVLink4 and later switches add and multicast (NVLink SHARP); that link's rate one way per GPU.
-MULTICAST_LINK_BYTES_PER_S = 400e9
+# Compute capability from which the switch between GPUs adds and multicasts: NVLink SHARP, of the
+# switches for NVLink4 and later.
+_MULTICAST = (9, 0)
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,13 @@ def link_facts(
     link_domain: float,
     pcie_bytes_per_s: float,
     network_bytes_per_s: float,
+    mesh_peers: float = 0.0,
+    adding_switch: bool = False,
 ) -> LinkFacts:
     """Facts of a machine with a GPU's datasheet rates and a table's `topology` name.
 
-    Topologies: nvswitch, nvlink-pairs, nvlink-full-mesh-N, pcieN; "" = as the datasheet says.
+    Topologies: nvswitch, nvlink-pairs, nvlink-full-mesh-N, pcieN; "" = as the datasheet says,
+    which is a mesh where `mesh_peers` is given. `adding_switch`: a switch of it can add.
 
     >>> facts = link_facts("nvlink-pairs", link_bytes_per_s=3e11, link_domain=8,
     ...                    pcie_bytes_per_s=3.2e10, network_bytes_per_s=2.5e10)
@@ -126,6 +135,8 @@ def link_facts(
     (2.0, 0.0)
     """
     domain, mesh, rate = max(1.0, float(link_domain)), 0.0, float(link_bytes_per_s)
+    if not topology:
+        mesh = mesh_peers
     if topology == "nvlink-pairs":
         domain = 2.0
     elif topology.startswith("nvlink-full-mesh-"):
@@ -140,16 +151,21 @@ def link_facts(
         mesh_peers=mesh,
         pcie_bytes_per_s=float(pcie_bytes_per_s),
         network_bytes_per_s=float(network_bytes_per_s),
-        multicast=float(switched and rate >= MULTICAST_LINK_BYTES_PER_S),
+        multicast=float(switched and adding_switch),
     )
 
 
 def link_facts_of(gpu: GpuSpec, topology: str = "") -> LinkFacts:
     """Facts of the machine that a GPU's datasheet describes; `topology` as in `link_facts`."""
+    link = gpu.link
+    # A bridge over more than two cards joins each to all others, as a mesh does.
+    mesh = link is not None and link.domain_size > 2 and link.topology in ("mesh", "bridge")
     return link_facts(
         topology,
-        link_bytes_per_s=gpu.link.bytes_per_s if gpu.link else 0.0,
-        link_domain=gpu.link.domain_size if gpu.link else 1.0,
+        link_bytes_per_s=link.bytes_per_s if link else 0.0,
+        link_domain=link.domain_size if link else 1.0,
+        mesh_peers=link.domain_size - 1.0 if link and mesh else 0.0,
+        adding_switch=_capability(gpu) >= _MULTICAST,
         pcie_bytes_per_s=gpu.pcie_bytes_per_s,
         network_bytes_per_s=gpu.network.bytes_per_s if gpu.network else gpu.pcie_bytes_per_s,
     )

@@ -176,6 +176,8 @@ def spec_error(
     first = problems[0]
     path = list(first["loc"])
     value: object = first["input"]
+    if first["type"] == "unknown_kind":
+        return _unknown_kind(model, path, value, where)
     nearest: list[str] = []
     if first["type"] == "extra_forbidden":
         fields = _fields_at(model, path[:-1])
@@ -206,9 +208,33 @@ def path_text(path: Sequence[int | str]) -> str:
     for step in path:
         if isinstance(step, int):
             text += f"[{step}]"
-        else:
+        elif not step.startswith(_KIND):
             text += f".{step}" if text else step
     return text
+
+
+_KIND = "kind="  # steps of a path that name the member of a union, as specs/model.py tags them
+
+
+def _unknown_kind(
+    model: type[BaseModel], path: list[int | str], value: object, where: str | None
+) -> SpecError:
+    kind = value.get("kind") if isinstance(value, Mapping) else value
+    parent: Any = model
+    for step in path[:-1]:
+        if not isinstance(step, int) and not step.startswith(_KIND):
+            parent = model_in(parent.model_fields[step].annotation)
+    kinds = [kind_of(member) for member in models_in(parent.model_fields[str(path[-1])].annotation)]
+    return SpecError(
+        f"{path_text(path)}.kind", kind, f"must be one of {', '.join(kinds)}",
+        nearest=nearest_names(str(kind), kinds), where=where,
+    )  # fmt: skip
+
+
+def kind_of(model: type[BaseModel]) -> str:
+    """The `kind` that tells a member of a union apart; "" for a model without one."""
+    field = model.model_fields.get("kind")
+    return str(field.default) if field is not None else ""
 
 
 class _Nothing:
@@ -248,22 +274,29 @@ def _plain_words(message: str) -> str:
 def _fields_at(model: type[BaseModel], path: Sequence[int | str]) -> list[str]:
     """Names of the fields of the (nested) model that `path` leads to; [] where it is unclear."""
     current: Any = model
+    annotation: Any = None
     for step in path:
         if isinstance(step, int):
+            continue
+        if step.startswith(_KIND):
+            current = model_in(annotation, step.removeprefix(_KIND))
             continue
         fields = getattr(current, "model_fields", {})
         if step not in fields:
             return []
-        current = model_in(fields[step].annotation)
+        annotation = fields[step].annotation
+        current = model_in(annotation)
     return list(getattr(current, "model_fields", {}))
 
 
-def model_in(annotation: Any) -> Any:
-    """The first pydantic model inside an annotation such as tuple[LayerGroup, ...] or X | None."""
+def models_in(annotation: Any) -> list[Any]:
+    """The pydantic models inside an annotation such as tuple[LayerGroup, ...] or X | Y | None."""
     if hasattr(annotation, "model_fields"):
-        return annotation
-    for argument in get_args(annotation):
-        found = model_in(argument)
-        if found is not None:
-            return found
-    return None
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]
+
+
+def model_in(annotation: Any, kind: str = "") -> Any:
+    """The model of a `kind` inside an annotation, the first one if none is of it; None: none."""
+    models = models_in(annotation)
+    return next((m for m in models if kind and kind_of(m) == kind), models[0] if models else None)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import attention, collective, gemm, memory_bound, step, tables
+from rtsim_kernels import attention, collective, gemm, memory_bound, mla, moe, scan, step, tables
 
 from rtsim.device_facts import (
     attention_peak_flops_per_s,
@@ -23,18 +23,40 @@ from rtsim.device_facts import (
 )
 from rtsim.errors import NotSupported
 from rtsim.profile import Profile
-from rtsim.specs.dtype import WeightFormat, dtype_bytes, operand_format, similar_formats
+from rtsim.specs.dtype import (
+    WeightFormat,
+    dtype_bytes,
+    operand_format,
+    similar_formats,
+    weight_format,
+)
 from rtsim.specs.gpu import GpuSpec
+from rtsim.specs.model import ModelSpec
+from rtsim.specs.parallelism import ParallelismSpec
 
 
 @dataclass(frozen=True)
 class Formats:
-    """Number formats of a run: activations and compute, weights, KV cache."""
+    """Number formats of a run: activations and compute, KV cache, weights by part.
+
+    Parts of a model: `attention` (projections of token mixers), `mlp`, `experts` (routed ones);
+    "none" is `dtype`. Embeddings, norms, routers and the output head stay in `dtype`.
+    """
 
     dtype: str
     kv_dtype: str
-    weights: WeightFormat
-    quantization: str
+    attention: str = "none"
+    mlp: str = "none"
+    experts: str = "none"
+
+    def of(self, part: str) -> str:
+        """Format that a part's products run in: its quantisation, or the dtype."""
+        quantization: str = getattr(self, part)
+        return self.dtype if quantization == "none" else quantization
+
+    def weights(self, part: str) -> WeightFormat:
+        """How a part's weights are stored."""
+        return weight_format(getattr(self, part), self.dtype)
 
 
 def peak_for(gpu: GpuSpec, dtype: str, notes: list[str]) -> float:
@@ -53,7 +75,7 @@ def peak_for(gpu: GpuSpec, dtype: str, notes: list[str]) -> float:
 
 @dataclass(frozen=True)
 class MachineRows:
-    """The records behind a `step.Machine`: shape () each, (rows,) for gemm and collective."""
+    """The records behind a `step.Machine`: shape () each, (rows,) for gemm, prefill, collective."""
 
     device: NDArray[np.void]
     gemm: NDArray[np.void]
@@ -62,6 +84,10 @@ class MachineRows:
     memory: NDArray[np.void]
     collective: NDArray[np.void]
     host: NDArray[np.void]
+    moe: NDArray[np.void]
+    mla: NDArray[np.void]
+    scan: NDArray[np.void]
+    plan: NDArray[np.void]
 
     def interpreted(self) -> step.Machine:
         """For interpreted kernels: plain Python numbers."""
@@ -69,11 +95,15 @@ class MachineRows:
         return step.Machine(
             row(self.device),
             tuple(row(r) for r in self.gemm),
-            row(self.prefill),
+            tuple(row(r) for r in self.prefill),
             row(self.decode),
             row(self.memory),
             tuple(row(r) for r in self.collective),
             row(self.host),
+            row(self.moe),
+            row(self.mla),
+            row(self.scan),
+            row(self.plan),
         )
 
     def compiled(self, kernels: Any) -> Any:
@@ -81,11 +111,15 @@ class MachineRows:
         return kernels.step.Machine(
             self.device[()],
             self.gemm,
-            self.prefill[()],
+            self.prefill,
             self.decode[()],
             self.memory[()],
             self.collective,
             self.host[()],
+            self.moe[()],
+            self.mla[()],
+            self.scan[()],
+            self.plan[()],
         )
 
 
@@ -204,29 +238,99 @@ def collective_variants(own: bool) -> tuple[str, ...]:
     return ("tensor", "nccl") if own else ("nccl", "tensor")
 
 
+def moe_row(profile, gpu, form, dtype="bf16", *, notes=None):  # type: ignore
+    o = operand_format(form, dtype)
+    return record(
+        moe.MOE,
+        peak_flops_per_s=peak_for(gpu, o.math_dtype, []),
+        a_bytes=o.a_bytes,
+        b_bytes=o.b_bytes,
+        launch_s=1e-5,
+    )
+
+
+def mla_prefill_row(profile, gpu, dtype, kv_dtype):  # type: ignore
+    return attention_row(profile, gpu, "attention_prefill", dtype, kv_dtype)
+
+
+def mla_decode_row(profile, gpu, dtype, kv_dtype):  # type: ignore
+    return record(
+        mla.MLA_DECODE,
+        peak_flops_per_s=peak_for(gpu, dtype, []),
+        kv_element_bytes=dtype_bytes(kv_dtype),
+        launch_s=1e-5,
+    )
+
+
+def scan_row(profile: Profile, gpu: GpuSpec, dtype: str) -> NDArray[np.void]:
+    """SCAN record, shape (): recurrent mixers with inputs and outputs in `dtype`."""
+    return record(
+        scan.SCAN,
+        peak_flops_per_s=peak_for(gpu, dtype, []),
+        element_bytes=dtype_bytes(dtype),
+        **profile.section("scan"),
+    )
+
+
+PLAN_ALONE = {"model_kind": 0.0, "stages": 1.0, "micro_batches": 1.0, "prompt_ranks": 1.0}
+_MODEL_KINDS = {
+    "decoder": tables.DECODER,
+    "encoder": tables.ENCODER,
+    "encoder-decoder": tables.ENCODER_DECODER,
+}
+
+
+def plan_facts(model: ModelSpec, parallelism: ParallelismSpec) -> dict[str, float]:
+    """Fields of a PLAN record: the kind of model, and how batch and prompt are split."""
+    return {
+        "model_kind": _MODEL_KINDS[model.kind],
+        "stages": parallelism.pp,
+        "micro_batches": parallelism.micro_batches,
+        "prompt_ranks": parallelism.cp,
+    }
+
+
 def machine_rows(
-    profile: Profile, gpu: GpuSpec, formats: Formats, notes: list[str] | None = None
+    profile: Profile,
+    gpu: GpuSpec,
+    formats: Formats,
+    notes: list[str] | None = None,
+    plan: dict[str, float] | None = None,
 ) -> MachineRows:
     """Resolve a profile for a GPU and number formats: facts and coefficients in one row each.
 
-    The order of the gemm and collective rows is that of `operators.GEMM_*`, `COLLECTIVE_*`.
-    Appends to `notes` what had to be assumed.
+    The order of the gemm, prefill and collective rows is that of `operators.GEMM_*`, `PREFILL_*`,
+    `COLLECTIVE_*`. plan: of `plan_facts`; None is a decoder on its own. Appends to `notes` what
+    had to be assumed.
     """
     dtype, kv_dtype = formats.dtype, formats.kv_dtype
-    weights = dtype if formats.quantization == "none" else formats.quantization
     library = collective_row(profile, gpu, own=False)
-    return MachineRows(
+    remarks: list[str] = []
+    made = MachineRows(
         device=device_row(gpu),
         gemm=np.array(
             [
-                gemm_row(profile, gpu, weights, dtype, notes=notes),
-                gemm_row(profile, gpu, dtype, dtype, notes=notes),
+                gemm_row(profile, gpu, formats.of("mlp"), dtype, notes=remarks),
+                gemm_row(profile, gpu, dtype, dtype, notes=remarks),
                 gemm_row(profile, gpu, dtype, dtype, variants=("batched",)),
+                gemm_row(profile, gpu, formats.of("attention"), dtype, notes=remarks),
             ]
         ),
-        prefill=attention_row(profile, gpu, "attention_prefill", dtype, kv_dtype),
+        prefill=np.array(
+            [
+                attention_row(profile, gpu, "attention_prefill", dtype, kv_dtype),
+                mla_prefill_row(profile, gpu, dtype, kv_dtype),
+            ]
+        ),
         decode=attention_row(profile, gpu, "attention_decode", dtype, kv_dtype),
         memory=memory_bound_row(profile, gpu),
-        collective=np.array([collective_row(profile, gpu, own=True), library, library]),
+        collective=np.array([collective_row(profile, gpu, own=True), *[library] * 4]),
         host=record(step.HOST, **profile.section("host")),
+        moe=moe_row(profile, gpu, formats.of("experts"), dtype, notes=remarks),
+        mla=mla_decode_row(profile, gpu, dtype, kv_dtype),
+        scan=scan_row(profile, gpu, dtype),
+        plan=record(tables.PLAN, **(plan or PLAN_ALONE)),
     )
+    if notes is not None:
+        notes += dict.fromkeys(remarks)
+    return made

@@ -1,10 +1,12 @@
-"""Memory of the fullest GPU: weights, KV cache, activations, reserve; does it fit?
+"""Memory of the fullest GPU: weights, cache, activations, reserve; does it fit, what would?
 
 Weights are split over tp and, by layers, over pp (the longest stage counts, with the embedding
-or the head); norms and biases of row-parallel layers are replicated but small, and counted as
-split. KV heads are replicated when there are fewer than tensor-parallel ranks. Activations are
-the largest set alive at once in the prompt pass: a layer's widest intermediate, the score matrix
-where attention is unfused, or the logits.
+or the head), experts over ep and moe_tp; norms and biases of row-parallel layers are replicated
+but small, and counted as split. KV heads are replicated when there are fewer than tensor-parallel
+ranks, latents always. Recurrent layers keep a state per sequence instead. Activations are the
+largest set alive at once in the prompt pass: a layer's widest intermediate, the score matrix
+where attention is unfused, or the logits. The reserve holds CUDA context, libraries and NCCL's
+buffers.
 
 Ignored: allocator fragmentation, CUDA-graph pools. Known error: within 2 % for weights (golden
 tests against published parameter counts); activations are an estimate within a factor of two.
@@ -12,14 +14,18 @@ tests against published parameter counts); activations are an estimate within a 
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from rtsim.errors import SpecError
+from rtsim.machine import Formats
 from rtsim.operators import StackTraits
 from rtsim.prediction import MemoryUse
-from rtsim.specs.dtype import WeightFormat, dtype_bytes
+from rtsim.specs.dtype import dtype_bytes
 from rtsim.specs.gpu import GpuSpec
-from rtsim.specs.model import ModelSpec
+from rtsim.specs.mlp import MoeSpec
+from rtsim.specs.model import LayerGroup, ModelSpec
 from rtsim.specs.parallelism import ParallelismSpec
 
 # CUDA context, cuBLAS and cuDNN workspaces: what nvidia-smi shows for an idle PyTorch process
@@ -27,90 +33,212 @@ from rtsim.specs.parallelism import ParallelismSpec
 # 32 channels x 2 directions x protocols).
 _CONTEXT_BYTES = 1.0e9
 _LIBRARY_LINKS_BYTES = 0.5e9
+_MOST_SEQUENCES = 2**20
+_MOST_TOKENS = 2**30
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A model on GPUs: all that memory depends on beside the workload."""
+
+    model: ModelSpec
+    gpu: GpuSpec
+    parallelism: ParallelismSpec
+    traits: StackTraits
+    formats: Formats
+
+    def split(self, tp: int, pp: int) -> Placement:
+        """The same with a replica of tp * pp GPUs, all of a stage in tensor parallelism."""
+        changed = ParallelismSpec(tp=tp, pp=pp, ep=math.gcd(self.parallelism.ep, tp))
+        return replace(self, parallelism=changed)
+
+    def weights_bytes(self) -> float:
+        """Weights on the fullest GPU."""
+        model, p = self.model, self.parallelism
+        layers = sum(group.count * self._layer_bytes(group) for group in model.all_layers)
+        # A tied head shares the token table, unless the two sit in different stages.
+        table: float = max(model.embedding_parameters, model.head_parameters)
+        if p.pp == 1:
+            table = model.embedding_parameters + model.head_parameters
+        table += model.other_parameters
+        return layers * self._stage_frac + table / p.tp * dtype_bytes(self.formats.dtype)
+
+    @property
+    def _stage_frac(self) -> float:
+        """A stage holds at most this share of the layers."""
+        layers = self.model.n_layers
+        return -(-layers // self.parallelism.pp) / layers
+
+    def _layer_bytes(self, group: LayerGroup) -> float:
+        hidden, p, formats = self.model.hidden_size, self.parallelism, self.formats
+        attention = formats.weights("attention").bytes_per_weight
+        mine = sum(float(m.rank_parameters(hidden, p.tp)) for m in group.mixers) * attention
+        mlp = group.mlp
+        if isinstance(mlp, MoeSpec):
+            experts = mlp.rank_experts(p.ep) * mlp.expert_parameters(hidden) / p.moe_tp
+            mine += experts * formats.weights("experts").bytes_per_weight
+            common = mlp.common_parameters(hidden) / p.tp
+            mine += common * formats.weights("mlp").bytes_per_weight
+        elif mlp is not None:
+            mine += mlp.rank_parameters(hidden, p.tp) * formats.weights("mlp").bytes_per_weight
+        return mine + group.small_parameters(hidden) * dtype_bytes(formats.dtype)
+
+    def cache_bytes(self, context: float, source: float = 0.0) -> float:
+        """Cache and state of one sequence on the fullest GPU. source: tokens of an encoder."""
+        p, kv = self.parallelism, self.formats.kv_dtype
+        total = 0.0
+        for group in self.model.layers:
+            if group.attention is not None and getattr(group.attention, "causal", True):
+                mixer = group.attention
+                kept = mixer.cached_tokens(context) / p.cp
+                one = mixer.cache_bytes_per_token(kv) * kept * mixer.cache_share(p.tp)
+                # The state of a recurrent layer is split, not cached per token.
+                one += mixer.state_bytes(self.formats.dtype) / p.tp
+                total += group.count * one
+            if group.cross_attention is not None:
+                mixer = group.cross_attention
+                one = mixer.cache_bytes_per_token(kv) * source * mixer.cache_share(p.tp)
+                total += group.count * one
+        return total * self._stage_frac
+
+    def activation_bytes(self, n_sequences: int, input_len: int) -> float:
+        """The largest set alive at once in the prompt pass."""
+        model, p, traits = self.model, self.parallelism, self.traits
+        element = dtype_bytes(self.formats.dtype)
+        tokens = -(-n_sequences // p.micro_batches) * -(-input_len // p.cp)
+        widest = 0.0
+        scores = 0.0
+        for group in model.all_layers:
+            widest = max(widest, *(mixer.widest(p.tp) for mixer in group.mixers), 0.0)
+            if isinstance(group.mlp, MoeSpec):
+                widest = max(widest, group.mlp.widest(p.moe_tp) * p.attention_dp / p.ep)
+            elif group.mlp is not None:
+                widest = max(widest, group.mlp.widest(p.tp))
+            if traits.attention == "unfused":
+                heads = max((mixer.n_heads for mixer in group.mixers), default=0)
+                scores = max(scores, 2.0 * heads / p.tp * input_len)
+        in_layers = tokens * element * (2 * model.hidden_size + widest + scores)
+        logit_rows = tokens if traits.logits == "all" else n_sequences
+        in_head = logit_rows * model.vocab_size / p.tp * (element + 4.0)  # 4: the fp32 copy
+        return max(in_layers, in_head if model.has_head else 0.0)
+
+    def reserved_bytes(self) -> float:
+        """CUDA context, libraries, and NCCL's buffers where GPUs talk."""
+        return _CONTEXT_BYTES + (
+            _LIBRARY_LINKS_BYTES if self.parallelism.gpus_per_replica > 1 else 0.0
+        )
+
+    def use(self, n_sequences: int, input_len: int, last_context: int) -> MemoryUse:
+        """Memory of the fullest GPU at a workload. n_sequences: of one group of GPUs."""
+        source = float(input_len) if self.model.encoder else 0.0
+        context = last_context - input_len + 1 if self.model.encoder else last_context
+        capacity = float(self.gpu.memory_bytes)
+        result = MemoryUse(
+            weights_bytes=self.weights_bytes(),
+            kv_cache_bytes=self.cache_bytes(context, source) * n_sequences,
+            activation_bytes=self.activation_bytes(n_sequences, input_len),
+            reserved_bytes=self.reserved_bytes(),
+            capacity_bytes=capacity,
+            fits=False,
+        )
+        return replace(result, fits=result.used_bytes <= capacity)
+
+    def smallest_fitting_tp(
+        self, n_sequences: int, input_len: int, last_context: int, pp: int
+    ) -> int | None:
+        """The smallest tensor parallelism of a node that fits with pp stages; None: none."""
+        for tp in self._degrees():
+            other = self.split(tp, pp)
+            if other.use(n_sequences, input_len, last_context).fits:
+                return tp
+        return None
+
+    def min_gpus(self, n_sequences: int, input_len: int, last_context: int) -> int | None:
+        """Fewest GPUs of one replica that hold the workload, over tp and pp; None: none do.
+
+        Stages beyond a node need a network. The sequences are those of the whole replica.
+        """
+        degrees = self._degrees()
+        most_stages = self.model.n_layers if self.gpu.network is not None else 1
+        found: int | None = None
+        for tp in degrees:
+            for pp in range(1, most_stages + 1):
+                if found is not None and tp * pp >= found:
+                    break
+                if tp * pp > self.gpu.gpus_joined and self.gpu.network is None:
+                    break
+                if self.split(tp, pp).use(n_sequences, input_len, last_context).fits:
+                    found = tp * pp
+                    break
+        return found
+
+    def _degrees(self) -> list[int]:
+        """Tensor parallelism that a node and the model's heads allow."""
+        allowed = []
+        for tp in range(1, self.gpu.gpus_joined + 1):
+            try:
+                ParallelismSpec(tp=tp).check_model(self.model)
+            except SpecError:
+                continue
+            allowed.append(tp)
+        return allowed
+
+    def largest_batch(self, input_len: int, output_len: int) -> int:
+        """Most sequences of the whole system that fit at these lengths; 0: not even one each."""
+        last = input_len + output_len - 1
+        one_group = _largest(lambda n: self.use(n, input_len, last).fits, _MOST_SEQUENCES)
+        return one_group * self.parallelism.sequence_groups
+
+    def longest_context(self, n_sequences: int) -> int:
+        """Most tokens per sequence, prompt and output together, that fit; 0: not even one.
+
+        The prompt is taken to be all but one token, which needs the most activations. Learned
+        positions are a limit of their own.
+        """
+        learned = self.model.position == "learned"
+        most = self.model.max_positions if learned else _MOST_TOKENS
+        return _largest(lambda n: self.use(n_sequences, n, n).fits, most)
 
 
 def memory_use(
-    model: ModelSpec,
-    gpu: GpuSpec,
-    parallelism: ParallelismSpec,
-    traits: StackTraits,
-    *,
-    weights: WeightFormat,
-    dtype: str,
-    kv_dtype: str,
-    n_sequences: int,
-    input_len: int,
-    last_context: int,
+    placement: Placement, *, n_sequences: int, input_len: int, last_context: int
 ) -> MemoryUse:
-    """Memory of the fullest GPU of a replica, bytes, and the smallest tp that fits a node.
+    """Memory of the fullest GPU of a replica, bytes, and what would fit instead.
 
-    n_sequences: sequences of one replica; last_context: tokens cached when the request ends.
+    n_sequences: sequences of one group; last_context: tokens cached when the request ends.
     """
-
-    def use(tp: int) -> MemoryUse:
-        return _use(model, gpu, tp, parallelism.pp, traits, weights, dtype, kv_dtype, n_sequences,
-                    input_len, last_context)  # fmt: skip
-
-    here = use(parallelism.tp)
-    if here.fits and parallelism.tp == 1:
+    here = placement.use(n_sequences, input_len, last_context)
+    p = placement.parallelism
+    together = n_sequences * p.attention_dp
+    if here.fits and p.stage_gpus == 1:
         smallest: int | None = 1
     else:
-        candidates = (tp for tp in range(1, gpu.gpus_joined + 1) if _splits(model, tp))
-        smallest = next((tp for tp in candidates if use(tp).fits), None)
-    return replace(here, smallest_fitting_tp=smallest)
-
-
-def _splits(model: ModelSpec, tp: int) -> bool:
-    try:
-        ParallelismSpec(tp=tp).check_model(model)
-    except SpecError:
-        return False
-    return True
-
-
-def _use(model: ModelSpec, gpu: GpuSpec, tp: int, pp: int, traits: StackTraits,
-         weights: WeightFormat, dtype: str, kv_dtype: str, n_sequences: int, input_len: int,
-         last_context: int) -> MemoryUse:  # fmt: skip
-    element = dtype_bytes(dtype)
-    hidden = model.hidden_size
-    # A stage holds at most this share of the layers.
-    stage_frac = -(-model.n_layers // pp) / model.n_layers
-    layer_bytes = 0.0
-    cache_bytes = 0.0
-    widest = 0.0
-    scores = 0.0
-    tokens = n_sequences * input_len
-    for group in model.layers:
-        attention, mlp = group.attention, group.mlp
-        matrices = attention.parameters(hidden) + mlp.parameters(hidden)
-        kv_share = max(1.0, attention.n_kv_heads / tp) / attention.n_kv_heads  # of one rank
-        kv_parameters = 2 * attention.kv_width * hidden
-        mine = (matrices - kv_parameters) / tp + kv_parameters * kv_share
-        norms = group.norms_per_layer * group.norm_parameters(hidden)
-        layer_bytes += group.count * (mine * weights.bytes_per_weight + norms * element)
-        cached = attention.kv_bytes_per_token(kv_dtype) * attention.cached_tokens(last_context)
-        cache_bytes += group.count * cached * kv_share
-        ups = 2 if mlp.gated else 1
-        inside = max(
-            (attention.q_width + 2 * attention.kv_width) / tp, (ups + 1) * mlp.ffn_size / tp
-        )
-        widest = max(widest, inside)
-        if traits.attention == "unfused":
-            scores = max(scores, 2.0 * attention.n_heads / tp * input_len)
-    # A tied head shares the token table, unless the two sit in different stages.
-    table = max(model.embedding_parameters, model.head_parameters)
-    if pp == 1:
-        table = model.embedding_parameters + model.head_parameters
-    in_layers = tokens * element * (2 * hidden + widest + scores)
-    logit_rows = tokens if traits.logits == "all" else n_sequences
-    in_head = logit_rows * model.vocab_size / tp * (element + 4.0)  # 4: the fp32 copy
-    capacity = float(gpu.memory_bytes)
-    result = MemoryUse(
-        weights_bytes=layer_bytes * stage_frac + table / tp * element,
-        kv_cache_bytes=cache_bytes * stage_frac * n_sequences,
-        activation_bytes=max(in_layers, in_head),
-        reserved_bytes=_CONTEXT_BYTES + (_LIBRARY_LINKS_BYTES if tp * pp > 1 else 0.0),
-        capacity_bytes=capacity,
-        fits=False,
+        smallest = placement.smallest_fitting_tp(together, input_len, last_context, p.pp)
+    if here.fits and p.gpus_per_replica == 1:
+        fewest: int | None = 1
+    else:
+        fewest = placement.min_gpus(together, input_len, last_context)
+    return replace(
+        here,
+        smallest_fitting_tp=smallest,
+        min_gpus=fewest,
+        max_batch_size=placement.largest_batch(input_len, last_context - input_len + 1),
+        max_context=placement.longest_context(n_sequences),
     )
-    return replace(result, fits=result.used_bytes <= capacity)
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """Largest n in 1..most that fits, by bisection, since less never needs more; 0: none."""
+    if not fits(1):
+        return 0
+    low = 1
+    while low < most and fits(min(2 * low, most)):
+        low = min(2 * low, most)
+    high = min(2 * low, most)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
+    return low

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -24,9 +25,9 @@ from rtsim_kernels import step as interpreted_step
 from rtsim_kernels import tables
 
 from rtsim.catalog import load_gpu, load_model
-from rtsim.errors import SpecError
-from rtsim.machine import Formats, MachineRows, machine_rows, peak_for
-from rtsim.memory import memory_use
+from rtsim.errors import RtsimError, SpecError
+from rtsim.machine import Formats, MachineRows, machine_rows, peak_for, plan_facts
+from rtsim.memory import Placement, memory_use
 from rtsim.operators import OperatorTable, lower
 from rtsim.prediction import (
     Bound,
@@ -34,20 +35,23 @@ from rtsim.prediction import (
     GpuSummary,
     Interval,
     Intervals,
+    MemoryUse,
     ModelSummary,
     OperatorTime,
     ParallelismSummary,
     Phase,
     Prediction,
+    WhatIf,
     WorkloadSummary,
 )
 from rtsim.profile import GROUPS, Profile, interval_half_width, load_profile
 from rtsim.profile_choice import choose_profile
-from rtsim.specs.dtype import dtype_bytes, weight_format
+from rtsim.specs.dtype import dtype_bytes
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
 from rtsim.specs.parallelism import ParallelismSpec
 from rtsim.specs.workload import WorkloadSpec
+from rtsim.whatif import change
 
 Array = NDArray[np.float64]
 
@@ -93,12 +97,20 @@ class System:
         stack: str | None = None,
         dtype: str | None = None,
         kv_cache_dtype: str | None = None,
-        quantization: str = "none",
+        quantization: str | None = None,
     ) -> None:
+        """quantization: of all linear layers' weights; None as the model is published."""
         self.model = model
         self.gpu = gpu = gpu.one_device()  # what software, a rank and a profile see as one
         self.parallelism = parallelism or ParallelismSpec()
         notes = [*model.notes, *gpu.assumed, *gpu.doubts(), *self.parallelism.check(model, gpu)]
+        if gpu.what_if:
+            notes.insert(
+                0,
+                f"what if: {gpu.name} with {', '.join(gpu.what_if)}. Coefficients, price and power "
+                "are those of the part itself unless set; no such part was measured, so the "
+                "interval is wider",
+            )
         if profile is None:
             self.profile, remarks = choose_profile(gpu, stack)
             notes += remarks
@@ -113,15 +125,16 @@ class System:
                     "its own datasheet figures, and the interval is wider for it"
                 )
         if dtype in _NARROW:
-            if quantization != "none":
+            if quantization not in (None, "none"):
                 raise SpecError("dtype", dtype, "name a narrow dtype or a quantization, not both")
             quantization = _NARROW[dtype]
             dtype = None
         self.dtype = dtype or model.dtype
-        self.kv_dtype = kv_cache_dtype or self.dtype
-        self.quantization = quantization
-        self.weights = weight_format(quantization, self.dtype)
-        formats = Formats(self.dtype, self.kv_dtype, self.weights, quantization)
+        self.kv_dtype = kv_cache_dtype or model.kv_cache_dtype or self.dtype
+        parts = model.quantization.model_dump()
+        if quantization is not None:
+            parts = dict.fromkeys(parts, quantization)
+        self.formats = Formats(self.dtype, self.kv_dtype, **parts)
         self.table: OperatorTable = lower(
             model,
             self.parallelism,
@@ -129,7 +142,9 @@ class System:
             dtype_bytes(self.dtype),
             gpu.gpus_joined,
         )
-        self.rows: MachineRows = machine_rows(self.profile, gpu, formats, notes)
+        self.rows: MachineRows = machine_rows(
+            self.profile, gpu, self.formats, notes, plan_facts(model, self.parallelism)
+        )
         self.peak_flops_per_s = peak_for(gpu, self.dtype, [])
         self.notes = tuple(dict.fromkeys(notes))
         self._interpreted: tuple[Any, Any, Any] | None = None
@@ -145,7 +160,8 @@ class System:
         """
         kernels, machine = self._compiled_form()
         prefill_s, decode_s = kernels.generation.generation_s(
-            float(-(-batch_size // self.parallelism.dp)), float(input_len), float(output_len),
+            float(-(-batch_size // self.parallelism.sequence_groups)), float(input_len),
+            float(output_len),
             self.table.rows, self.table.segments, machine, *self._scratch,
         )  # fmt: skip
         tpot_s = decode_s / (output_len - 1) if output_len > 1 else math.nan
@@ -192,7 +208,7 @@ class System:
         beyond the fitted ones widen it further, with the square root of their distance.
         """
         profile = self.profile
-        heads = self.model.layers[0].attention.n_heads
+        heads = self.model.typical_heads
         shape = (self.model.n_layers, self.model.hidden_size, heads, self.parallelism.tp)
         distance = profile.shape_distance(tuple(map(float, shape)))
         beyond = profile.batch_distance(n_sequences)[..., None] / _UNLIKE_DISTANCE
@@ -201,7 +217,7 @@ class System:
         unseen = np.array([profile.sigma_unseen[group] for group in GROUPS]) ** 2
         variance = seen + unlike * np.maximum(0.0, unseen - seen)
         variance = variance * np.maximum(1.0, beyond)
-        if self.gpu.name != profile.gpu:
+        if self.gpu.name != profile.gpu or self.gpu.what_if:
             variance = variance + np.array([profile.transfer_sigma[g] for g in GROUPS]) ** 2
         return np.asarray(np.sqrt(variance))
 
@@ -210,7 +226,9 @@ class System:
 
         owed: (..., groups) seconds owed to each group; batch_size: (...) of the whole system.
         """
-        n_sequences = np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.dp)
+        n_sequences = np.ceil(
+            np.asarray(batch_size, dtype=float) / self.parallelism.sequence_groups
+        )
         return interval_half_width(owed, self._scatter(n_sequences), self.profile.sigma_row)
 
     def runtimes(self, batch_size: Array, input_len: Array, output_len: Array) -> Array:
@@ -221,7 +239,7 @@ class System:
         kernels, machine = self._compiled_form()
         out: Array = np.zeros((len(batch_size), 2, len(GROUPS)))
         kernels.generation.generation_many(
-            np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.dp),
+            np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.sequence_groups),
             np.asarray(input_len, dtype=float),
             np.asarray(output_len, dtype=float),
             self.table.rows,
@@ -250,27 +268,31 @@ class System:
         workload = WorkloadSpec(batch_size=batch_size, input_len=input_len, output_len=output_len)
         notes = [*self.notes, *workload.check_model(self.model)]
         p = self.parallelism
-        n_sequences = -(-batch_size // p.dp)
-        if batch_size < p.dp:
+        groups = p.sequence_groups
+        n_sequences = -(-batch_size // groups)
+        if batch_size < groups:
+            what = "replicas" if p.attention_dp == 1 else "attention groups"
             notes.append(
-                f"batch_size = {batch_size} leaves {p.dp - batch_size} of {p.dp} replicas idle"
+                f"batch_size = {batch_size} leaves {groups - batch_size} of {groups} {what} idle"
             )
-        elif batch_size % p.dp:
-            notes.append(f"{batch_size} sequences over dp = {p.dp}: the fullest has {n_sequences}")
+        elif batch_size % groups:
+            degrees = f"dp = {p.dp}"
+            degrees += f", attention_dp = {p.attention_dp}" if p.attention_dp > 1 else ""
+            notes.append(f"{batch_size} sequences over {degrees}: the fullest has {n_sequences}")
         if compiled is None:
             compiled = "rtsim_kernels_compiled" in sys.modules
         run = self._evaluate(n_sequences, input_len, output_len, compiled)
         memory = memory_use(
-            self.model, self.gpu, p, self.profile.traits, weights=self.weights,
-            dtype=self.dtype, kv_dtype=self.kv_dtype, n_sequences=n_sequences,
-            input_len=input_len, last_context=workload.last_context,
+            Placement(self.model, self.gpu, p, self.profile.traits, self.formats),
+            n_sequences=n_sequences, input_len=input_len, last_context=workload.last_context,
         )  # fmt: skip
         if not memory.fits:
-            notes.append(_misfit(self.model, self.gpu, p.tp, memory.smallest_fitting_tp))
+            notes.append(_misfit(self.model, self.gpu, p.tp, memory))
         breakdown = self._breakdown(run, n_sequences, input_len, output_len)
         # Every sequence is counted once: replicas with fewer than the fullest do less.
         flops = {
             phase: p.tp
+            * p.cp
             * (batch_size / n_sequences)
             * sum(row.flops for row in breakdown if row.phase == phase and row.bound != "host")
             for phase in ("prefill", "decode")
@@ -279,7 +301,8 @@ class System:
         # Weights pass in every replica that has work, so the fullest stands for the busy ones.
         hbm_bytes = (
             p.tp
-            * min(p.dp, batch_size)
+            * p.cp
+            * min(groups, batch_size)
             * sum(row.bytes for row in breakdown if kinds.get(row.operator) != tables.COLLECTIVE)
         )
         e2e_s = run.ttft_s + run.decode_s
@@ -308,10 +331,12 @@ class System:
             stack=self.profile.stack,
             profile=self.profile.name,
             num_gpus=num_gpus,
-            parallelism=ParallelismSummary(p.tp, p.pp, p.ep, p.dp),
+            parallelism=ParallelismSummary(
+                p.tp, p.pp, p.ep, p.dp, p.cp, p.attention_dp, p.micro_batches
+            ),
             workload=WorkloadSummary(
                 batch_size, input_len, output_len, self.dtype, self.kv_dtype,
-                None if self.quantization == "none" else self.quantization,
+                self._quantization(),
             ),
             ttft_s=run.ttft_s,
             tpot_s=run.decode_s / (output_len - 1) if output_len > 1 else None,
@@ -354,35 +379,52 @@ class System:
             e2e_latency_s=around(prefill + decode, 1.0),
         )
 
+    def _quantization(self) -> str | None:
+        """The weights' formats in a word or two; None where they are in the dtype."""
+        formats = self.formats
+        parts = {"attention": formats.attention, "mlp": formats.mlp}
+        if self.model.n_experts:
+            parts["experts"] = formats.experts
+        if len(set(parts.values())) == 1:
+            return None if formats.mlp == "none" else formats.mlp
+        return ", ".join(f"{part} {form}" for part, form in parts.items() if form != "none")
+
     def _breakdown(self, run: _Evaluation, n_sequences: int, input_len: int,
                    output_len: int) -> tuple[OperatorTime, ...]:  # fmt: skip
-        operators, _, machine = self._plain()
+        operators, segments, machine = self._plain()
+        plan = machine.plan
+        together = float(-(-n_sequences // int(plan.micro_batches)))
+        repeated = n_sequences / together  # micro-batches, for counts of work
+        source = float(input_len) if plan.model_kind != tables.DECODER else 0.0
         steps = output_len - 1
-        # Contexts of the decode steps: input_len + 1 ... input_len + steps.
-        mean_context = input_len + (steps + 1) / 2
-        phases: list[tuple[Phase, float, Array, float, int]]
-        phases = [("prefill", run.ttft_s, run.prefill_times, float(input_len), 1)]
+        before = 1 if plan.model_kind == tables.ENCODER_DECODER else input_len
+        encoder = {i for s in segments if s.is_encoder for i in range(s.first, s.last)}
+        phases: list[tuple[Phase, float, Array, int]]
+        phases = [("prefill", run.ttft_s, run.prefill_times, 1)]
         if steps:
-            phases.append(("decode", run.decode_s, run.decode_times, 1.0, steps))
+            phases.append(("decode", run.decode_s, run.decode_times, steps))
         rows: list[OperatorTime] = []
-        for phase, total_s, times, new_tokens, repeats in phases:
+        for phase, total_s, times, repeats in phases:
             busy_s = 0.0
             for i, operator in enumerate(operators):
                 executions = float(self.table.executions[i])
-                context = float(input_len) if phase == "prefill" else mean_context
-                if phase == "decode" and operator.window:
-                    context = _mean_window(input_len, steps, operator.window)
-                sizes = (operator, float(n_sequences), new_tokens, context, machine)
+                new_tokens, context = self._step_sizes(
+                    phase, operator, i in encoder, input_len, before, steps
+                )
+                if not interpreted_step.runs(operator, new_tokens) or times[i, 0] == 0.0:
+                    continue
+                sizes = (operator, together, new_tokens, context, source, machine)
                 flops, moved = interpreted_step.operator_work(*sizes)
                 _, bound = interpreted_step.operator_s(*sizes)
                 seconds = float(times[i, 0]) * executions
                 busy_s += seconds
                 count = round(executions * repeats)
                 name = cast(Bound, tables.BOUND_NAMES[bound])
+                work = count * repeated
                 rows.append(
                     OperatorTime(
-                        self.table.names[i], phase, count, seconds, name, flops * count,
-                        moved * count,
+                        self.table.names[i], phase, count, seconds, name, flops * work,
+                        moved * work,
                     )
                 )  # fmt: skip
             waiting_s = max(0.0, total_s - busy_s)
@@ -390,6 +432,23 @@ class System:
                 OperatorTime("GPU waits for host", phase, repeats, waiting_s, "host", 0.0, 0.0)
             )
         return tuple(rows)
+
+    def _step_sizes(self, phase: Phase, operator: Any, encodes: bool, input_len: int, before: int,
+                    steps: int) -> tuple[float, float]:  # fmt: skip
+        """(new tokens, context) of the step that stands for a phase.
+
+        Decode: the mean of the contexts before + 1 ... before + steps, seen through a window.
+        """
+        ranks = self.parallelism.cp
+        if phase == "decode":
+            context = before + (steps + 1) / 2
+            if operator.window and not operator.compression:
+                context = _mean_window(before, steps, operator.window)
+            return 1.0, max(1.0, context / ranks)
+        if self.model.encoder and not encodes:
+            return 1.0, 1.0
+        own = float(-(-input_len // ranks))
+        return own, float(input_len) if ranks == 1 else 0.5 * (input_len + own)
 
     def _sources(self) -> tuple[str, ...]:
         found = [f"profile {self.profile.name}: {self.profile.provenance.get('source', 'own')}"]
@@ -407,12 +466,16 @@ def _mean_window(input_len: int, steps: int, window: float) -> float:
     return total / steps
 
 
-def _misfit(model: ModelSpec, gpu: GpuSpec, tp: int, smallest: int | None) -> str:
-    advice = (
-        f"the smallest tensor parallelism that fits is --tp {smallest}"
-        if smallest is not None
-        else "no tensor parallelism within a node fits: try --pp or a narrower --quantization"
-    )
+def _misfit(model: ModelSpec, gpu: GpuSpec, tp: int, memory: MemoryUse) -> str:
+    if memory.smallest_fitting_tp is not None:
+        advice = f"the smallest tensor parallelism that fits is --tp {memory.smallest_fitting_tp}"
+    elif memory.min_gpus is not None:
+        advice = (
+            f"no tensor parallelism within a node fits; the fewest GPUs that do, with --pp, are "
+            f"{memory.min_gpus}"
+        )
+    else:
+        advice = "no split over GPUs fits: try a narrower --quantization or a smaller batch"
     return f"does not fit: {model.name} at tp = {tp} is too large for {gpu.name}; {advice}"
 
 
@@ -429,15 +492,20 @@ def system(
     dtype: str | None = None,
     kv_cache_dtype: str | None = None,
     quantization: str | None = None,
+    cp: int | None = None,
+    attention_dp: int | None = None,
+    micro_batches: int | None = None,
+    set: Mapping[str, object] | None = None,  # noqa: A002 (the option's name)
 ) -> System:
     """The System of these names or specifications, kept for the next call with the same.
 
-    Files are read anew by every call, so that an edit counts.
+    Files are read anew by every call, so that an edit counts. `set` changes figures of the model
+    and the GPU by path, see `rtsim.whatif`.
     """
-    if not isinstance(arch, str | Path | ModelSpec):
-        raise SpecError("arch", arch, "must be a name, a path of a .toml file or a ModelSpec")
-    if not isinstance(gpu, str | Path | GpuSpec):
-        raise SpecError("gpu", gpu, "must be a name, a path of a .toml file or a GpuSpec")
+    model, gpu = _loaded(arch, gpu)
+    if set:
+        changed = change(set, model, gpu)
+        model, gpu = changed.model or model, changed.gpu or gpu
     for field, name in (("stack", stack), ("profile", profile)):
         if not isinstance(name, str | None):
             raise SpecError(field, name, "must be a name")
@@ -445,10 +513,20 @@ def system(
     own_profile = profile is not None and profile.endswith(".toml")
     make = _kept_system.__wrapped__ if own_profile else _kept_system
     return make(
+        model, gpu, tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,
+        cp, attention_dp, micro_batches,
+    )  # fmt: skip
+
+
+def _loaded(arch: str | Path | ModelSpec, gpu: str | Path | GpuSpec) -> tuple[ModelSpec, GpuSpec]:
+    if not isinstance(arch, str | Path | ModelSpec):
+        raise SpecError("arch", arch, "must be a name, a path of a .toml file or a ModelSpec")
+    if not isinstance(gpu, str | Path | GpuSpec):
+        raise SpecError("gpu", gpu, "must be a name, a path of a .toml file or a GpuSpec")
+    return (
         arch if isinstance(arch, ModelSpec) else load_model(arch),
         gpu if isinstance(gpu, GpuSpec) else load_gpu(gpu),
-        tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,
-    )  # fmt: skip
+    )
 
 
 @lru_cache(maxsize=128)
@@ -465,8 +543,14 @@ def _kept_system(
     dtype: str | None,
     kv_cache_dtype: str | None,
     quantization: str | None,
+    cp: int | None,
+    attention_dp: int | None,
+    micro_batches: int | None,
 ) -> System:
-    degrees = {"tp": tp, "pp": pp, "ep": ep, "dp": dp, "num_gpus": num_gpus}
+    degrees = {
+        "tp": tp, "pp": pp, "ep": ep, "dp": dp, "num_gpus": num_gpus, "cp": cp,
+        "attention_dp": attention_dp, "micro_batches": micro_batches,
+    }  # fmt: skip
     given = {name: value for name, value in degrees.items() if value is not None}
     # Names are checked here, where their field names are known.
     formats = WorkloadSpec.from_mapping(
@@ -488,7 +572,7 @@ def _kept_system(
         stack=stack,
         dtype=formats.dtype,
         kv_cache_dtype=formats.kv_cache_dtype,
-        quantization=formats.quantization,
+        quantization=None if quantization is None else formats.quantization,
     )
 
 
@@ -501,6 +585,9 @@ def predict(
     pp: int | None = None,
     ep: int | None = None,
     dp: int | None = None,
+    cp: int | None = None,
+    attention_dp: int | None = None,
+    micro_batches: int | None = None,
     stack: str | None = None,
     profile: str | None = None,
     batch_size: int | None = None,
@@ -509,22 +596,37 @@ def predict(
     dtype: str | None = None,
     kv_cache_dtype: str | None = None,
     quantization: str | None = None,
+    set: Mapping[str, object] | None = None,  # noqa: A002 (the option's name)
     compiled: bool | None = None,
 ) -> Prediction:
     """Predict one generation: `batch_size` prompts of `input_len` tokens, `output_len` each.
 
     arch, gpu: catalogue names, paths of .toml files, or specifications. What is None takes a
     default, named in `Prediction.assumed`: prompt 512, output 64, batch 1, one GPU, the model's
-    own dtype, and the stack with the best evidence for the GPU. `compiled` as in
-    `System.predict`. Raises RtsimError (SpecError, UnknownName, DataError) on bad input.
+    own dtype, and the stack with the best evidence for the GPU. `set` changes figures of the model
+    and the GPU, such as {"gpu.hbm_bytes_per_s": "2x"} (`rtsim.whatif`); `Prediction.what_if` then
+    holds the system without it. `compiled` as in `System.predict`. Raises RtsimError (SpecError,
+    UnknownName, DataError) on bad input.
 
     >>> result = predict("gpt3-175b", "a100", tp=8, output_len=1)
     >>> result.tpot_s is None
     True
     """
+    if set is not None:
+        request: dict[str, Any] = {
+            "num_gpus": num_gpus, "tp": tp, "pp": pp, "ep": ep, "dp": dp, "cp": cp,
+            "attention_dp": attention_dp, "micro_batches": micro_batches, "stack": stack,
+            "profile": profile, "batch_size": batch_size, "input_len": input_len,
+            "output_len": output_len, "dtype": dtype, "kv_cache_dtype": kv_cache_dtype,
+            "quantization": quantization, "compiled": compiled,
+        }  # fmt: skip
+        return _predict_what_if(*_loaded(arch, gpu), set, request)
     chosen = system(
         arch, gpu, tp, pp, ep, dp, num_gpus, stack, profile, dtype, kv_cache_dtype, quantization,
+        cp, attention_dp, micro_batches,
     )  # fmt: skip
+    if output_len is None and chosen.model.kind == "encoder":
+        output_len = 1
     asked = {"batch_size": batch_size, "input_len": input_len, "output_len": output_len}
     workload = WorkloadSpec.from_mapping({k: v for k, v in asked.items() if v is not None})
     assumed: list[str] = []
@@ -551,6 +653,22 @@ def predict(
         assumed=tuple(assumed),
         compiled=compiled,
     )
+
+
+def _predict_what_if(
+    model: ModelSpec, gpu: GpuSpec, settings: Mapping[str, object], request: Mapping[str, Any]
+) -> Prediction:
+    """The prediction of the changed system, with that of the unchanged one beside it."""
+    changed = change(settings, model, gpu)
+    after = predict(changed.model or model, changed.gpu or gpu, **request)
+    notes = changed.notes
+    before = None
+    try:
+        before = predict(model, gpu, **request)
+    except RtsimError as error:
+        notes = (*notes, f"without the changes there is no prediction: {error}")
+    texts = tuple((path, str(value)) for path, value in settings.items())
+    return replace(after, notes=(*notes, *after.notes), what_if=WhatIf(texts, before))
 
 
 def warm_up() -> None:

@@ -6,6 +6,7 @@ contention (Narayanan et al., NeurIPS 2023, section 3).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,9 @@ class MemoryUse:
     capacity_bytes: float
     fits: bool
     smallest_fitting_tp: int | None = None  # None: no tp that this GPU's node allows fits
+    min_gpus: int | None = None  # fewest GPUs of a replica that hold it, over tp and pp
+    max_batch_size: int = 0  # largest batch that fits at these lengths; 0: none does
+    max_context: int = 0  # longest prompt and output together that fit at this batch
 
     @property
     def used_bytes(self) -> float:
@@ -104,6 +108,9 @@ class ParallelismSummary:
     pp: int = 1
     ep: int = 1
     dp: int = 1
+    cp: int = 1
+    attention_dp: int = 1
+    micro_batches: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,32 @@ class WorkloadSummary:
     dtype: str
     kv_cache_dtype: str
     quantization: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorChange:
+    """Time and bound of one operator in one phase, before and after a change of the system.
+
+    A bound is None, and its time 0, on the side where the operator does not exist.
+    """
+
+    operator: str
+    phase: Phase
+    before_s: float
+    after_s: float
+    before_bound: Bound | None
+    after_bound: Bound | None
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """What was set, as (path, value), and the prediction of the system without that.
+
+    `before` is None where the system without the changes cannot be predicted.
+    """
+
+    settings: tuple[tuple[str, str], ...]
+    before: Prediction | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,3 +183,35 @@ class Prediction:
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()  # choices that the user left open, as "name = value (why)"
+    what_if: WhatIf | None = None  # of a changed system only
+
+
+def operator_changes(
+    before: Iterable[OperatorTime], after: Iterable[OperatorTime], least_frac: float = 0.01
+) -> list[OperatorChange]:
+    """Operators whose time differs by more than `least_frac` of it, largest difference first."""
+    old, new = _by_operator(before), _by_operator(after)
+    changes: list[OperatorChange] = []
+    for operator, phase in dict.fromkeys([*old, *new]):
+        before_s, before_bound = old.get((operator, phase), (0.0, None))
+        after_s, after_bound = new.get((operator, phase), (0.0, None))
+        if abs(after_s - before_s) > least_frac * max(before_s, after_s):
+            changes.append(
+                OperatorChange(operator, phase, before_s, after_s, before_bound, after_bound)
+            )
+    return sorted(changes, key=lambda change: -abs(change.after_s - change.before_s))
+
+
+def _by_operator(
+    breakdown: Iterable[OperatorTime],
+) -> dict[tuple[str, Phase], tuple[float, Bound | None]]:
+    """Time, and the bound of most of it, of each operator; groups of layers share names."""
+    found: dict[tuple[str, Phase], tuple[float, Bound | None]] = {}
+    largest: dict[tuple[str, Phase], float] = {}
+    for row in breakdown:
+        key = row.operator, row.phase
+        total_s, bound = found.get(key, (0.0, None))
+        if bound is None or row.time_s > largest[key]:
+            largest[key], bound = row.time_s, row.bound
+        found[key] = total_s + row.time_s, bound
+    return found

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import attention, collective, gemm, memory_bound, step, tables
+from rtsim_kernels import attention, collective, gemm, memory_bound, scan, step, tables
 
 from rtsim.errors import DataError, UnknownName
 from rtsim.operators import TRAIT_VALUES, StackTraits
@@ -36,11 +36,23 @@ DECLARED: dict[str, tuple[tables.Coefficient, ...]] = {
     "attention_decode": attention.ATTENTION_DECODE_COEFFICIENTS,
     "memory_bound": memory_bound.MEMORY_BOUND_COEFFICIENTS,
     "collective": collective.COLLECTIVE_COEFFICIENTS,
+    "scan": scan.SCAN_COEFFICIENTS,
 }
 # Scatter of ln(error) by what a time is owed to, the groups of `generation.owed`.
+# In the order of the operator kinds of `tables`, then the host.
 GROUPS = (
-    "gemm", "scores", "values", "attention", "memory_bound", "collective", "host", "prompt_host",
+    "gemm", "scores", "values", "attention", "memory_bound", "collective", "moe", "mla", "scan",
+    "host", "prompt_host",
 )  # fmt: skip
+# Of groups that a profile says nothing about, since no rows of such operators were fitted:
+# what such kernels scatter elsewhere, and a guess for recurrent mixers, which nobody measured.
+UNFITTED_SIGMA = {"moe": 0.25, "mla": 0.25, "scan": 0.4}
+
+
+def for_all_groups(sigmas: Mapping[str, float]) -> dict[str, float]:
+    """`sigmas` in the order of GROUPS, with what stands for groups without fitted rows."""
+    known = {**UNFITTED_SIGMA, **sigmas}
+    return {group: known[group] for group in GROUPS if group in known}
 
 
 # 90 % of a normal distribution lies within this many deviations.
@@ -87,6 +99,10 @@ class Profile:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     section_sigma: Mapping[str, float] = field(default_factory=dict)
     fitted_batches: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("sigma_seen", "sigma_unseen", "transfer_sigma"):
+            object.__setattr__(self, name, for_all_groups(getattr(self, name)))
 
     def section(self, kind: str, *variants: str) -> dict[str, float]:
         """Coefficients of `kind`: of the first fitted of `variants`, else of any, else priors."""
@@ -254,6 +270,8 @@ def _read_traits(stack: Mapping[str, Any], file: str) -> StackTraits:
 
 def _read_sigmas(sigmas: Any, name: str, file: str) -> dict[str, float]:
     """A deviation for every group."""
+    if isinstance(sigmas, dict):
+        sigmas = for_all_groups(sigmas)
     missing = [group for group in GROUPS if group not in sigmas]
     if missing:
         raise DataError(file, f"{name} lacks {missing[0]}")

@@ -190,7 +190,9 @@ def _distance(gpu: GpuSpec, other_name: str, architecture: str) -> float:
     other = _facts(other_name)
     if other is None:
         return math.inf
-    distance = math.sqrt(sum((a - b) ** 2 for a, b in zip(_log_facts(gpu), other, strict=True)))
+    # A GPU of "what if" is told by the figures of the part that it is a variant of, if known.
+    facts = (_facts(gpu.name) if gpu.what_if else None) or _log_facts(gpu)
+    distance = math.sqrt(sum((a - b) ** 2 for a, b in zip(facts, other, strict=True)))
     if architecture != gpu.architecture:
         distance += _ARCHITECTURE_DISTANCE
     return distance + 1e-9  # never as good as the GPU itself

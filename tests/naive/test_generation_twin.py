@@ -22,7 +22,17 @@ def by_steps(made, batch: int, prompt: int, output: int) -> float:
     times = np.zeros((len(operators), 2))
     return sum(
         step.step_s(
-            float(batch), 1.0, float(context), False, False, operators, segments, machine, times
+            float(batch),
+            1.0,
+            float(context),
+            0.0,
+            False,
+            False,
+            False,
+            operators,
+            segments,
+            machine,
+            times,
         )
         for context in range(prompt + 1, prompt + output)
     )

@@ -349,8 +349,7 @@ def test_no_decode_step_beats_the_bandwidth(
     element = dtype_bytes(made.dtype)
     cached = sum(
         group.count
-        * 2
-        * group.attention.kv_width
+        * (group.attention.k_width + group.attention.v_width)
         * min(prompt, group.attention.window or prompt)
         * element
         for group in made.model.layers
@@ -405,7 +404,8 @@ def test_replicas_only_share_the_batch(made: System, batch: int, prompt: int, ou
     assert threefold.output_throughput == pytest.approx(3 * single.output_throughput)
     assert threefold.prefill_flops == pytest.approx(3 * single.prefill_flops)
     assert threefold.mfu == pytest.approx(single.mfu)
-    assert threefold.memory == single.memory
+    assert threefold.memory.max_batch_size == 3 * single.memory.max_batch_size
+    assert replace(threefold.memory, max_batch_size=0) == replace(single.memory, max_batch_size=0)
 
 
 # Bookkeeping of a prediction ---------------------------------------------------------------------
@@ -560,7 +560,17 @@ def test_steps_add_up_where_the_cache_decides(prompt: int, output: int, batch: i
     n_sequences = 32.0 * batch
     steps_s = sum(
         kernels.step.step_s(
-            n_sequences, 1.0, float(context), False, False, operators, segments, machine, times
+            n_sequences,
+            1.0,
+            float(context),
+            0.0,
+            False,
+            False,
+            False,
+            operators,
+            segments,
+            machine,
+            times,
         )
         for context in range(prompt + 1, prompt + output)
     )

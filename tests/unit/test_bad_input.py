@@ -83,7 +83,7 @@ def assert_words(err: str, words: tuple[str, ...]) -> None:
         (("--profile", "megatron-lm-a100"), ("profile", "megatron-lm-a100-sxm4-80gb")),
         (("--dtype", "fp61"), ("dtype", "fp61", "fp16")),
         (("--kv-cache-dtype", "bf61"), ("kv_cache_dtype", "bf61", "bf16")),
-        (("--quantization", "int4"), ("quantization", "int4_wo")),
+        (("--quantization", "int4_w"), ("quantization", "int4_wo")),
     ],
 )
 def test_unknown_names(refused: Refused, arguments: tuple[str, str], words: tuple[str]) -> None:
@@ -159,6 +159,45 @@ def test_prompts_beyond_other_positions_are_noted(capsys: pytest.CaptureFixture[
     out, err = capsys.readouterr()
     assert err == ""
     assert "4096 positions" in " ".join(out.split())
+
+
+# What if -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("gpu.hbm_bytes_per_s=80GB",), ("gpu.hbm_bytes_per_s = '80GB'", "unit of a size")),
+        (("gpu.hbm_bytes_per_s=2xx",), ("gpu.hbm_bytes_per_s", "2xx")),
+        (("gpu.hbm_bytes_per_s=",), ("PATH=VALUE",)),
+        (("gpu.hbm_bytes_per_s",), ("PATH=VALUE",)),
+        (("",), ("PATH=VALUE",)),
+        (("gpu.sm_count=1.01x",), ("gpu.sm_count", "109.08 is no whole number")),
+        (("gpu.sm_count=nan",), ("gpu.sm_count", "finite")),
+        (("gpu.sm_cuont=2x",), ("nearest: sm_count",)),
+        (("gpu.sm_count=2", "gpu.sm_count=3"), ("twice",)),
+        (("gpu.price.usd_per_hour=2 EUR/h",), ("gpu.price.usd_per_hour", "EUR/h")),
+        (("model.layers.attention.n_kv_heads=5",), ("n_heads = 96", "n_kv_heads = 5")),
+        (("model.n_layers=0",), ("model.n_layers", "'0'")),
+        (("model.n_layers=" + "9" * 5000,), ("model.n_layers",)),
+        (("parallelism.tp=4",), ("--tp",)),
+        (("gpu.what_if=x",), ("gpu.what_if",)),
+        (("network=2x",), ("network.bytes_per_s",)),
+    ],
+)
+def test_wrong_changes(refused: Refused, settings: tuple[str, ...], words: tuple[str, ...]) -> None:
+    options = [word for setting in settings for word in ("--set", setting)]
+    assert_words(refused(*PREDICT, *options), words)
+
+
+@pytest.mark.parametrize(
+    "value", ["0", "-0.5x", "-1", "-2x", "nan", "inf", "1e999", "true", "[]", "x"]
+)
+@pytest.mark.parametrize(
+    "field", ["hbm_bytes_per_s", "sm_count", "memory_bytes", "link.domain_size"]
+)
+def test_absurd_values(refused: Refused, field: str, value: str) -> None:
+    assert field in refused(*PREDICT, "--set", f"gpu.{field}={value}")
 
 
 # Files -------------------------------------------------------------------------------------------

@@ -153,6 +153,51 @@ def test_show_a_file(rtsim, tmp_path: Path) -> None:
     assert_refused(rtsim("show", str(path)), "mine.toml", "neither")
 
 
+def test_show_with_changes(rtsim) -> None:
+    text = rtsim("show", "h100", "--set", "gpu.hbm_bytes_per_s=2x").out
+    assert "6.70 TB/s" in text
+    assert "(2x, before 3.35 TB/s)" in text
+    body = json.loads(rtsim("show", "gpt3-175b", "--set", "model.n_layers=48", "--json").out)
+    assert body["layers"][0]["count"] == 48
+    assert body["parameters"] < 90e9
+    assert_refused(rtsim("show", "h100", "--set", "model.n_layers=2x"), "no model here")
+    assert_refused(rtsim("show", "family-ada", "--set", "gpu.sm_count=2x"), "is a profile")
+    assert_refused(rtsim("show", "h100", "--set", "gpu.sm_cuont=2x"), "nearest: sm_count")
+
+
+def test_templates_predict_as_they_are(rtsim, tmp_path: Path) -> None:
+    files = {}
+    for kind in ("gpu", "model"):
+        result = rtsim("show", "--template", kind)
+        assert (result.status, result.err) == (0, "")
+        files[kind] = tmp_path / f"my-{kind}.toml"
+        files[kind].write_text(result.out)
+        assert f"my-{kind}" in rtsim("show", str(files[kind])).out
+    result = rtsim(
+        *("predict", "--arch", str(files["model"]), "--gpu", str(files["gpu"]), "--tp", "2"),
+        "--json",
+    )
+    assert result.status == 0, result.err
+    body = json.loads(result.out)
+    assert (body["model"]["name"], body["gpu"]["name"]) == ("my-model", "my-gpu")
+    assert body["model"]["parameters"] == pytest.approx(8.03e9, rel=0.01)
+    # Every figure of the template is one that the program takes as stated, none is doubted.
+    assert not any("not stated" in note or "sparse" in note for note in body["notes"])
+
+
+def test_templates_warn_of_what_datasheets_print(rtsim) -> None:
+    text = rtsim("show", "--template", "gpu").out
+    for words in ("DENSE", "with sparsity", "ONE WAY", "accumulation"):
+        assert words in text
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_templates_stand_alone(rtsim) -> None:
+    assert_refused(rtsim("show", "--template", "gpux"), "'gpux'", "'gpu', 'model'")
+    assert_refused(rtsim("show", "a100", "--template", "gpu"), "--template stands alone")
+    assert_refused(rtsim("show"), "NAME", "--template")
+
+
 def test_show_unknown(rtsim) -> None:
     assert_refused(rtsim("show", "gpt3-175"), "gpt3-175", "gpt3-175b")
     assert_refused(rtsim("show", "none.toml"), "none.toml", "no such file")
@@ -201,6 +246,32 @@ def test_predict_json_is_consistent(rtsim) -> None:
         "interconnect",
         "host",
     }
+
+
+def test_predict_with_changes(rtsim) -> None:
+    what_if = ("--set", "gpu.hbm_bytes_per_s=2x", "--set", "link.bytes_per_s = 600GB/s")
+    result = rtsim(*PREDICT, *what_if)
+    assert (result.status, result.err) == (0, "")
+    for shown in (
+        "What if gpu.hbm_bytes_per_s = 2x, link.bytes_per_s = 600GB/s",
+        "Before",
+        "Ratio",
+        "Operator that moves",
+        "Unchanged (within 1 %)",
+        "hbm_bytes_per_s = 4.08 TB/s",
+    ):
+        assert shown in result.out
+    assert max(map(len, result.out.splitlines())) <= 80
+    body = json.loads(rtsim(*PREDICT, *what_if, "--json").out)
+    plain = json.loads(rtsim(*PREDICT, "--json").out)
+    assert "what_if" not in plain
+    assert set(body) - set(plain) == {"what_if"}
+    before = body["what_if"]["before"]
+    assert body["what_if"]["set"]["link.bytes_per_s"] == "600GB/s"
+    for key in ("ttft_s", "tpot_s", "e2e_latency_s", "output_throughput"):
+        assert before[key] == plain[key]
+    assert body["e2e_latency_s"] < before["e2e_latency_s"]
+    assert 0 < len(body["what_if"]["changed"]) < 40
 
 
 def test_predict_with_every_flag(rtsim) -> None:
@@ -254,7 +325,7 @@ def test_what_does_not_fit_is_timed_all_the_same(rtsim) -> None:
         (("--input-len", "5000"), ("input_len", "5000", "2048")),
         (("--dtype", "fp17"), ("dtype", "fp17", "fp16")),
         (("--kv-cache-dtype", "int3"), ("kv_cache_dtype", "int3")),
-        (("--quantization", "int4"), ("quantization", "int4")),
+        (("--quantization", "int4_w"), ("quantization", "int4_wo")),
         (("--profile", "none-such"), ("none-such",)),
         (("--profile", "none.toml"), ("none.toml",)),
         (("--arch", "none.toml"), ("none.toml", "no such file")),

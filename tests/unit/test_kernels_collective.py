@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rtsim_kernels import collective, compiled, tables
 
-from rtsim.device_facts import link_facts
+from rtsim.catalog import load_gpu
+from rtsim.device_facts import link_facts, link_facts_of
 from rtsim.fitting import collective as recipe
 
 A100 = np.array((108.0, 1.41e9, 2.039e12, 40 * 2.0**20, 19.5e12), tables.DEVICE)
@@ -331,9 +332,34 @@ def test_topology_names(
         link_domain=8,
         pcie_bytes_per_s=64e9,
         network_bytes_per_s=50e9,
+        adding_switch=True,
     )
     assert (facts.link_domain, facts.mesh_peers) == (domain, mesh)
     assert (facts.link_bytes_per_s, facts.multicast) == (rate, multicast)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "mesh", "multicast"),
+    [
+        ("a100-sxm4-80gb", 0.0, 0.0),  # a switch that does not add
+        ("h100-sxm5-80gb", 0.0, 1.0),
+        ("h800-sxm", 0.0, 1.0),  # fewer links, the same switch
+        ("h200-nvl-141gb", 3.0, 0.0),  # a bridge over four cards
+        ("h100-nvl-94gb", 0.0, 0.0),  # a bridge over two
+        ("v100-sxm2-32gb", 7.0, 0.0),
+        ("mi300x", 7.0, 0.0),
+        ("mi250x", 0.0, 0.0),  # two dies a module
+        ("tpu-v5p", 0.0, 0.0),
+        ("l40s", 0.0, 0.0),
+    ],
+)
+def test_links_of_packaged_gpus(gpu: str, mesh: float, multicast: float) -> None:
+    """Whether a switch adds is a matter of its generation, not of the rate: no step there."""
+    for factor in ("1x", "4x", "0.25x"):
+        spec = load_gpu(gpu)
+        changed = spec if spec.link is None else spec.with_({"link.bytes_per_s": factor})
+        facts = link_facts_of(changed.one_device())
+        assert (facts.mesh_peers, facts.multicast) == (mesh, multicast)
 
 
 def test_cross_validated_sigma_is_the_scatter() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from rtsim.catalog import load_gpu, load_model
-from rtsim.memory import memory_use
+from rtsim.machine import Formats
+from rtsim.memory import Placement, memory_use
 from rtsim.operators import StackTraits
 from rtsim.prediction import MemoryUse
 from rtsim.specs import ModelSpec, ParallelismSpec
-from rtsim.specs.dtype import weight_format
 
 UNFUSED = StackTraits(attention="unfused", logits="all", fused_norm=False, eager_copies=True)
 GB = 1e9
@@ -31,14 +31,9 @@ def use(
     output_len: int = 64,
     **degrees: int,
 ) -> MemoryUse:
+    formats = Formats(dtype, kv_dtype or dtype, quantization, quantization, quantization)
     return memory_use(
-        model,
-        load_gpu(gpu),
-        ParallelismSpec(**degrees),
-        traits,
-        weights=weight_format(quantization, dtype),
-        dtype=dtype,
-        kv_dtype=kv_dtype or dtype,
+        Placement(model, load_gpu(gpu), ParallelismSpec(**degrees), traits, formats),
         n_sequences=n_sequences,
         input_len=input_len,
         last_context=input_len + output_len - 1,

@@ -10,7 +10,6 @@ from rtsim.machine import Formats, machine_rows
 from rtsim.operators import OperatorTable, StackTraits, lower
 from rtsim.profile_choice import choose_profile
 from rtsim.specs import ModelSpec, ParallelismSpec
-from rtsim.specs.dtype import weight_format
 
 UNFUSED = StackTraits(attention="unfused", logits="all", fused_norm=False, eager_copies=True)
 FUSED = StackTraits()
@@ -39,7 +38,7 @@ def dense(layers: int = 3, hidden: int = 512, heads: int = 8, vocab: int = 1000,
 def machine() -> step.Machine:
     gpu = load_gpu("a100")
     profile, _ = choose_profile(gpu, "megatron-lm")
-    formats = Formats("fp16", "fp16", weight_format("none", "fp16"), "none")
+    formats = Formats("fp16", "fp16")
     return machine_rows(profile, gpu, formats).interpreted()
 
 
@@ -52,7 +51,7 @@ def work(table: OperatorTable, batch: float, new: float, context: float, segment
             continue
         for i in range(segment["first"], segment["last"]):
             if rows[i].kind in MATRIX_KINDS:
-                flops, _ = step.operator_work(rows[i], batch, new, context, machine())
+                flops, _ = step.operator_work(rows[i], batch, new, context, 0.0, machine())
                 total += flops * segment["count"]
     return total
 

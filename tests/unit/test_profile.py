@@ -23,7 +23,6 @@ from rtsim.profile import (
     profile_names,
 )
 from rtsim.profile_choice import choose_profile, gpu_distance, profile_heads, stack_names
-from rtsim.specs.dtype import weight_format
 
 A100 = "megatron-lm-a100-sxm4-80gb"
 V100 = "megatron-lm-v100-sxm3-32gb"
@@ -299,7 +298,7 @@ def rows(gpu: str = "a100", quantization: str = "none", dtype: str = "fp16", **f
     profile: Profile = load_profile(A100)
     device = load_gpu(gpu).with_(facts) if facts else load_gpu(gpu)
     notes: list[str] = []
-    formats = Formats(dtype, dtype, weight_format(quantization, dtype), quantization)
+    formats = Formats(dtype, dtype, quantization, quantization, quantization)
     return machine_rows(profile, device, formats, notes), notes
 
 

@@ -311,6 +311,8 @@ def test_one_device_of_a_module() -> None:
     assert device.power_w == 280.0
     assert device.gpus_per_node == 2 * module.gpus_per_node
     assert device.one_device() is device
+    assert device.link is not None
+    assert device.link.topology == "ring"  # dies of a module are nearer than modules: no even mesh
 
 
 # ---- parallelism ----

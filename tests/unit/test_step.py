@@ -11,7 +11,6 @@ from rtsim_kernels import collective, step, tables
 from rtsim.catalog import load_gpu
 from rtsim.machine import Formats, machine_rows
 from rtsim.profile import load_profile
-from rtsim.specs.dtype import weight_format
 
 HOST = {
     "step_s": 1e-3,
@@ -30,7 +29,7 @@ HOST = {
 
 def machine(**host: float) -> step.Machine:
     """An A100 with the host of this file."""
-    formats = Formats("fp16", "fp16", weight_format("none", "fp16"), "none")
+    formats = Formats("fp16", "fp16")
     profile = load_profile("megatron-lm-a100-sxm4-80gb")
     rows = machine_rows(profile, load_gpu("a100"), formats).interpreted()
     known = rows.host._asdict()
@@ -55,7 +54,8 @@ def product(size: float = 4096.0) -> Any:
 
 
 def segments(*rows: tuple[int, int, int, int]) -> Any:
-    return [tables.as_row(row) for row in np.array(list(rows), tables.SEGMENT)]
+    decoder = [(*row, 0) for row in rows]
+    return [tables.as_row(row) for row in np.array(decoder, tables.SEGMENT)]
 
 
 def run(
@@ -63,7 +63,9 @@ def run(
 ) -> tuple[float, np.ndarray]:
     times = np.full((len(operators), 2), np.nan)
     made = machine(**host)
-    total_s = step.step_s(1.0, tokens, tokens, prefill, False, operators, parts, made, times)
+    total_s = step.step_s(
+        1.0, tokens, tokens, 0.0, prefill, False, False, operators, parts, made, times
+    )
     return total_s, times
 
 
@@ -93,7 +95,7 @@ def test_a_step_of_long_kernels_is_gpu_time() -> None:
     free = {"launch_s": 1e-12, "step_s": 0.0}
     total_s, times = run([product(), product(8192.0)], segments((0, 2, 5, 1)), **free)
     made = machine()
-    alone = [step.operator_s(o, 1.0, 1.0, 1.0, made)[0] for o in (product(), product(8192.0))]
+    alone = [step.operator_s(o, 1.0, 1.0, 1.0, 0.0, made)[0] for o in (product(), product(8192.0))]
     assert times[:, 0] == pytest.approx(alone, rel=1e-9)
     assert total_s == pytest.approx(5 * sum(alone), rel=1e-6)
     assert 5 * times[:, 1].sum() == pytest.approx(total_s, rel=1e-6)  # all is owed to them
@@ -101,7 +103,7 @@ def test_a_step_of_long_kernels_is_gpu_time() -> None:
 
 def test_equal_tracks_meet_in_a_soft_corner() -> None:
     """Host and GPU take the same: a layer takes 2^(1/p) of either."""
-    gpu_s = step.operator_s(product(), 1.0, 1.0, 1.0, machine())[0]
+    gpu_s = step.operator_s(product(), 1.0, 1.0, 1.0, 0.0, machine())[0]
     total_s, _ = run([product()], segments((0, 1, 6, 1)), launch_s=gpu_s, step_s=0.0, corner=4.0)
     assert total_s == pytest.approx(6 * 2 ** (1 / 4) * gpu_s, rel=1e-9)
 
@@ -109,7 +111,7 @@ def test_equal_tracks_meet_in_a_soft_corner() -> None:
 def test_kernels_that_are_behind_hide_later_host_time() -> None:
     """A long kernel first: the host runs ahead and issues the empty ones meanwhile."""
     long = product(65536.0)
-    long_s = step.operator_s(long, 1.0, 1.0, 1.0, machine())[0]
+    long_s = step.operator_s(long, 1.0, 1.0, 1.0, 0.0, machine())[0]
     launches = int(0.5 * long_s / 1e-5)
     assert launches > 10
     hidden_s, _ = run([long, nothing()], segments((0, 1, 1, 0), (1, 2, launches, 1)))
@@ -121,7 +123,7 @@ def test_kernels_that_are_behind_hide_later_host_time() -> None:
 def test_a_host_that_is_slower_in_the_end_hides_the_kernels_before() -> None:
     """A long kernel first, then twice as much host time: only the host's counts."""
     long = product(65536.0)
-    long_s = step.operator_s(long, 1.0, 1.0, 1.0, machine())[0]
+    long_s = step.operator_s(long, 1.0, 1.0, 1.0, 0.0, machine())[0]
     launches = int(2.0 * long_s / 1e-5)
     total_s, times = run([long, nothing()], segments((0, 1, 1, 0), (1, 2, launches, 1)))
     assert total_s == pytest.approx(1e-3 + (1 + launches) * 1e-5, rel=1e-6)
@@ -145,7 +147,7 @@ def test_collectives_cost_host_time_and_part_of_their_own() -> None:
         ranks_per_node=8.0,
         launches=1.0,
     )
-    gpu_s = step.operator_s(reduce, 1.0, 1.0, 1.0, machine())[0]
+    gpu_s = step.operator_s(reduce, 1.0, 1.0, 1.0, 0.0, machine())[0]
     slow = {"collective_s": 1e-2, "corner": 40.0}  # the host decides
     total_s, _ = run([reduce], segments((0, 1, 4, 1)), **slow)
     assert total_s == pytest.approx(1e-3 + 4 * (1e-5 + 1e-2 + 0.5 * gpu_s), rel=1e-6)
@@ -161,7 +163,7 @@ def all_reduce(ranks: float) -> Any:
 def test_everyone_waits_for_the_slowest_of_the_ranks() -> None:
     """Four ranks: H(4) - 1 = 13/12 times the lag on all host time, not on the GPU's own."""
     reduce, part = all_reduce(4.0), segments((0, 1, 4, 1))
-    gpu_s = step.operator_s(reduce, 1.0, 1.0, 1.0, machine())[0]
+    gpu_s = step.operator_s(reduce, 1.0, 1.0, 1.0, 0.0, machine())[0]
     total_s, _ = run([reduce], part, collective_s=1e-2, corner=40.0, rank_lag=0.06)
     host_s = (1e-5 + 1e-2) * (1.0 + 0.06 * 13.0 / 12.0)
     assert total_s == pytest.approx(1e-3 + 4 * (host_s + 0.5 * gpu_s), rel=1e-5)
@@ -191,9 +193,9 @@ def test_reuse_times_only_what_the_context_changes() -> None:
     scores = operator(kind=tables.SCORES, n_heads=8.0, head_dim=64.0, launches=1.0, row=2)
     operators, parts, made = [product(), scores], segments((0, 2, 1, 1)), machine()
     times = np.zeros((2, 2))
-    step.step_s(4.0, 1.0, 100.0, False, False, operators, parts, made, times)
+    step.step_s(4.0, 1.0, 100.0, 0.0, False, False, False, operators, parts, made, times)
     first = times[:, 0].copy()
     times[0, 0] = 123.0  # a mark: must be kept
-    step.step_s(4.0, 1.0, 10000.0, False, True, operators, parts, made, times)
+    step.step_s(4.0, 1.0, 10000.0, 0.0, False, False, True, operators, parts, made, times)
     assert times[0, 0] == 123.0
     assert times[1, 0] > first[1]

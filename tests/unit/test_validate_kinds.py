@@ -247,7 +247,9 @@ def test_forward_passes_are_steps_of_the_lowered_model(tmp_path):
             float(table_row["batch"]),
             float(table_row["query_tokens"]),
             float(table_row["query_tokens"]),
+            0.0,
             True,
+            False,
             False,
             tuple(row(r) for r in table.rows),
             tuple(row(r) for r in table.segments),
@@ -270,7 +272,7 @@ def test_flops_of_a_decoder_pass_are_the_closed_form(tmp_path):
     flops = 0.0
     for operator, executions in zip(table.rows, table.executions, strict=True):
         if operator["kind"] in (tables.GEMM, tables.SCORES, tables.VALUES):
-            work, _ = step.operator_work(row(operator), batch, tokens, tokens, machine)
+            work, _ = step.operator_work(row(operator), batch, tokens, tokens, 0.0, machine)
             flops += work * executions
     per_layer = 24 * batch * tokens * hidden**2 + 4 * batch * tokens**2 * hidden
     assert flops == pytest.approx(layers * per_layer + 2 * batch * tokens * hidden * vocabulary)

@@ -25,6 +25,25 @@ def count(text: Any) -> int:
     return int(re.sub("[_,]", "", match.group(1))) * _SUFFIXES[match.group(2)]
 
 
+def _settings(
+    context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]
+) -> dict[str, str] | None:
+    if not texts:
+        return None
+    from rtsim.whatif import parse_settings
+
+    return parse_settings(texts)
+
+
+set_option = click.option(
+    "--set",
+    "set",
+    multiple=True,
+    metavar="PATH=VALUE",
+    callback=_settings,
+    help="What if: change a figure, such as gpu.hbm_bytes_per_s=2x, link.bytes_per_s=900GB/s or "
+    "model.n_layers=120. Can be repeated.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 output_option = click.option(
     "-o",

@@ -21,7 +21,7 @@ from rtsim.fit import Fit, fit_coefficients
 from rtsim.fitting.generation_rows import grouped, model_of, parallelism_of
 from rtsim.measurements import Columns
 from rtsim.predict import System
-from rtsim.profile import DECLARED, GROUPS, Profile, interval_half_width
+from rtsim.profile import DECLARED, GROUPS, Profile, for_all_groups, interval_half_width
 from rtsim.profile_choice import choose_profile
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
@@ -99,7 +99,7 @@ def configurations(columns: Columns) -> list[Configuration]:
 def shape_of(configuration: Configuration) -> tuple[float, ...]:
     """(layers, hidden size, heads, tp) of a system: what a profile's `fitted_shapes` hold."""
     model = configuration.model
-    heads = model.layers[0].attention.n_heads
+    heads = model.typical_heads
     sizes = (model.n_layers, model.hidden_size, heads, configuration.parallelism.tp)
     return tuple(map(float, sizes))
 
@@ -248,7 +248,7 @@ def fitted_sigmas(
     (deviation a factor e); then a common one, so that 90 % of the rows lie in their interval
     although errors are not quite normal.
     """
-    base = np.array([sigmas[group] for group in GROUPS])
+    base = np.array([for_all_groups(sigmas)[group] for group in GROUPS])
     of_host = [np.array([group == name for group in GROUPS]) for name in ("host", "prompt_host")]
     total = left_out.owed_s.sum(axis=1)
     frac_variance = (left_out.owed_s * base) ** 2 / total[:, None] ** 2

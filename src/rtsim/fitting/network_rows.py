@@ -32,7 +32,7 @@ from rtsim.operators import OperatorTable, PlainForward, StackTraits, lower
 from rtsim.profile import GROUPS, Profile, interval_half_width, load_profile
 from rtsim.profile_choice import choose_profile
 from rtsim.row_times import RowTimes
-from rtsim.specs.dtype import dtype_bytes, weight_format
+from rtsim.specs.dtype import dtype_bytes
 from rtsim.specs.gpu import GpuSpec
 
 if TYPE_CHECKING:
@@ -154,7 +154,8 @@ def forward_pass(row: Mapping[str, Any], gpu: GpuSpec, profile: Profile) -> Pass
     times = np.zeros((len(table.rows), 2))
     seconds = kernels.step.step_s(
         float(row["batch"]), float(row["query_tokens"]),
-        float(row["context_tokens"] or row["query_tokens"]), row["query_tokens"] > 1, False,
+        float(row["context_tokens"] or row["query_tokens"]), 0.0, row["query_tokens"] > 1, False,
+        False,
         table.rows, table.segments, rows.compiled(kernels), times,
     )  # fmt: skip
     owed_s = times[:, 1] * table.executions
@@ -171,7 +172,7 @@ def forward_pass(row: Mapping[str, Any], gpu: GpuSpec, profile: Profile) -> Pass
 
 def formats_of(dtype: str) -> Formats:
     """Number formats of a pass in which everything is of one dtype."""
-    return Formats(dtype, dtype, weight_format("none", dtype), "none")
+    return Formats(dtype, dtype)
 
 
 def operator_table(row: Mapping[str, Any], gpu: GpuSpec) -> OperatorTable:

@@ -1,5 +1,11 @@
 """Validated descriptions of what is predicted: model, GPU, parallelism, workload."""
 
+from rtsim.specs.attention import (
+    AttentionSpec,
+    CompressedAttentionSpec,
+    IndexerSpec,
+    LatentAttentionSpec,
+)
 from rtsim.specs.base import (
     Bytes,
     BytesPerSecond,
@@ -22,9 +28,11 @@ from rtsim.specs.dtype import (
     weight_format,
 )
 from rtsim.specs.gpu import GpuSpec, LinkSpec, NetworkSpec
-from rtsim.specs.model import AttentionSpec, LayerGroup, MlpSpec, ModelSpec
+from rtsim.specs.mlp import MlpSpec, MoeSpec
+from rtsim.specs.model import LayerGroup, ModelSpec, QuantizationSpec
 from rtsim.specs.parallelism import ParallelismSpec
 from rtsim.specs.provenance import PriceSpec, Provenance
+from rtsim.specs.recurrent import GatedDeltaSpec, LinearAttentionSpec, Mamba2Spec, MambaSpec
 from rtsim.specs.workload import WorkloadSpec
 
 __all__ = [
@@ -34,20 +42,29 @@ __all__ = [
     "AttentionSpec",
     "Bytes",
     "BytesPerSecond",
+    "CompressedAttentionSpec",
     "DType",
     "FlopsPerSecond",
+    "GatedDeltaSpec",
     "GpuSpec",
     "Hertz",
+    "IndexerSpec",
     "KvDType",
+    "LatentAttentionSpec",
     "LayerGroup",
+    "LinearAttentionSpec",
     "LinkSpec",
+    "Mamba2Spec",
+    "MambaSpec",
     "MlpSpec",
     "ModelSpec",
+    "MoeSpec",
     "NetworkSpec",
     "ParallelismSpec",
     "PriceSpec",
     "Provenance",
     "Quantization",
+    "QuantizationSpec",
     "Seconds",
     "Spec",
     "UsdPerHour",

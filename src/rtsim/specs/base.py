@@ -11,7 +11,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from rtsim import units
-from rtsim.errors import SpecError, model_in, nearest_names, path_text, spec_error
+from rtsim.errors import spec_error
+from rtsim.specs.changes import Whole, set_at
 
 
 def _reader(quantity: units.Quantity) -> Callable[[Any], float]:
@@ -42,7 +43,11 @@ def _refuse_bool_and_text(value: Any) -> Any:
     return value
 
 
-WHOLE = BeforeValidator(_refuse_bool_and_text)  # for counts: Annotated[int, WHOLE, Field(ge=1)]
+class _WholeNumber(BeforeValidator, Whole):
+    """A validator that also marks the field as a count."""
+
+
+WHOLE = _WholeNumber(_refuse_bool_and_text)  # for counts: Annotated[int, WHOLE, Field(ge=1)]
 
 # Default of a field that the specification's own validator fills in from the others.
 FILLED_IN: Any = None
@@ -76,52 +81,16 @@ class Spec(BaseModel):
 
         Keys are field paths: `gpu.with_({"link.bytes_per_s": "900 GB/s"})`,
         `model.with_({"layers.attention.n_kv_heads": 8})` (all layer groups) or
-        `"layers.0.mlp.ffn_size"` (the first). An unknown path offers the nearest name.
+        `"layers.0.mlp.ffn_size"` (the first). An unknown path offers the nearest name. A text such
+        as "2x" is a factor of the current value: `gpu.with_(hbm_bytes_per_s="2x")`.
         """
         data = self.model_dump(exclude_unset=True)
         for path, value in {**(changes or {}), **more}.items():
             plain = value.model_dump(exclude_unset=True) if isinstance(value, BaseModel) else value
-            _set_at(type(self), data, path, plain, _name_of(data))
+            set_at(self, type(self), data, path, plain, _name_of(data))
         return self.from_mapping(data)
 
 
 def _name_of(data: Mapping[str, Any]) -> str | None:
     name = data.get("name")
     return name if isinstance(name, str) else None
-
-
-def _set_at(
-    model: type[BaseModel], data: dict[str, Any], path: str, value: Any, where: str | None
-) -> None:
-    """Set the dotted `path` of the plain `data` of a `model`; SpecError for an unknown path."""
-    step, _, rest = path.partition(".")
-    if step not in model.model_fields:
-        raise SpecError(
-            path,
-            value,
-            f"{model.__name__} has no such field",
-            nearest=nearest_names(step, model.model_fields),
-            where=where,
-        )
-    if not rest:
-        data[step] = value
-        return
-    inner = model_in(model.model_fields[step].annotation)
-    if inner is None:
-        raise SpecError(path, value, f"{step} has no fields of its own", where=where)
-    current = data.get(step)
-    if current is None:
-        current = data[step] = {}
-    if isinstance(current, list | tuple):
-        current = data[step] = list(current)
-        index, _, after = rest.partition(".")
-        if index.isdigit():
-            if int(index) >= len(current) or not after:
-                allowed = f"{path_text([step])} has {len(current)} entries, counted from 0"
-                raise SpecError(path, value, allowed, where=where)
-            _set_at(inner, current[int(index)], after, value, where)
-            return
-        for entry in current:
-            _set_at(inner, entry, rest, value, where)
-        return
-    _set_at(inner, current, rest, value, where)

@@ -26,6 +26,19 @@ Quantization = Literal[
     "w4afp8",
 ]
 
+# Other names of weight formats, as papers and serving stacks write them.
+QUANTIZATION_ALIASES: dict[str, str] = {
+    "int8": "int8_sq",
+    "w8a8": "int8_sq",
+    "w8a16": "int8_wo",
+    "int4": "int4_wo",
+    "w4a16": "int4_wo",
+    "awq": "int4_wo",
+    "gptq": "int4_wo",
+    "fp4": "nvfp4",
+    "mxfp4": "w4a16_mxfp4",
+}
+
 DTYPES: tuple[str, ...] = get_args(DType)
 QUANTIZATIONS: tuple[str, ...] = get_args(Quantization)
 

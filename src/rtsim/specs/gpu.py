@@ -123,7 +123,8 @@ class GpuSpec(Spec):
     `memory_bytes`: what the device reports, or the marketing figure. `tensor_clock_hz`: clock
     at which tensor peaks are stated, where it is not the boost clock `clock_hz`.
     `tensor_flops_per_clock_per_sm`: dense 16-bit. `software_devices`: devices that one module
-    shows to software (2 on MI250); figures are those of the module, see `one_device`.
+    shows to software (2 on MI250); figures are those of the module, see `one_device`. `what_if`:
+    figures that differ from those of the part `name`, set by rtsim.whatif, never in a file.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -165,6 +166,7 @@ class GpuSpec(Spec):
     provenance: Provenance | None = None
     notes: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    what_if: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _fill_in(self) -> Self:
@@ -266,6 +268,9 @@ class GpuSpec(Spec):
         if self.link is not None:
             changes["link.bytes_per_s"] = self.link.bytes_per_s / dies
             changes["link.domain_size"] = self.link.domain_size * dies
+            if self.link.topology == "mesh":
+                # Dies of a module are joined more closely than modules: no even mesh of dies.
+                changes["link.topology"] = "ring"
         if self.network is not None:
             changes["network.bytes_per_s"] = self.network.bytes_per_s / dies
         return self.with_(changes)
@@ -276,6 +281,8 @@ class GpuSpec(Spec):
         A 16-bit tensor rate over the full-rate FLOP per clock and SM of its family is most
         often the sparse figure (twice the dense one) of an NVIDIA or AMD sheet.
         """
+        if self.what_if:
+            return ()  # a figure that no part has is meant
         found: list[str] = []
         peak = self.peak_16_bit_flops_per_s
         per_clock = _FULL_RATE_BY_COMPUTE_CAPABILITY.get(

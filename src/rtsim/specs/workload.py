@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from rtsim.errors import SpecError
 from rtsim.specs.base import WHOLE, Spec
-from rtsim.specs.dtype import DType, KvDType, Quantization
+from rtsim.specs.dtype import QUANTIZATION_ALIASES, DType, KvDType, Quantization
 from rtsim.specs.model import ModelSpec
 
 # Beyond any served context or batch; catches slipped digits.
@@ -16,11 +16,16 @@ _Tokens = Annotated[int, WHOLE, Field(ge=1, le=100_000_000)]
 _Sequences = Annotated[int, WHOLE, Field(ge=1, le=1_000_000)]
 
 
+def _known_as(value: object) -> object:
+    return QUANTIZATION_ALIASES.get(value.lower(), value) if isinstance(value, str) else value
+
+
 class WorkloadSpec(Spec):
     """One generation: `batch_size` prompts of `input_len` tokens, `output_len` new ones each.
 
     The first output token comes from the prefill. `dtype` None is the model's own;
-    `kv_cache_dtype` None is `dtype`. `quantization` names a weight format (specs/dtype.py).
+    `kv_cache_dtype` None is `dtype`. `quantization` names a weight format
+    (specs/dtype.py), also by its other names, such as mxfp4 or awq.
     """
 
     batch_size: _Sequences = 1
@@ -28,7 +33,7 @@ class WorkloadSpec(Spec):
     output_len: _Tokens = 64
     dtype: DType | None = None
     kv_cache_dtype: KvDType | None = None
-    quantization: Quantization = "none"
+    quantization: Annotated[Quantization, BeforeValidator(_known_as)] = "none"
 
     @property
     def last_context(self) -> int:
@@ -36,7 +41,10 @@ class WorkloadSpec(Spec):
         return self.input_len + self.output_len - 1
 
     def check_model(self, model: ModelSpec) -> list[str]:
-        """Notes; SpecError where learned positions make the length impossible."""
+        """Notes; SpecError where learned positions, or an encoder, make the length impossible."""
+        if model.kind == "encoder" and self.output_len > 1:
+            allowed = f"must be 1, {model.name} is an encoder and generates nothing"
+            raise SpecError("output_len", self.output_len, allowed)
         if self.last_context <= model.max_positions:
             return []
         if model.position == "learned":
