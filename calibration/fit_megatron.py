@@ -104,7 +104,7 @@ RECIPES = (
         0.031,  # 0.031 from the model on one GPU, 0.033 from the one on 16
         # Two Xeon Platinum 8168: GHz with 1-2 and with 8 cores busy each. Inferred: the table names
         # no host, but only a DGX-2 holds 16 such GPUs; clocks by memory. Looked up after the rows
-        # of both models had been seen; without it a model left out is 9 % off, with it 6 %.
+        # of both models had been seen; without it a model left out is 9.5 % off, with it 5.7 %.
         3.7 / 3.4,
         # The same software: one factor for the host, its proportions stay, but for the allocations
         # of the prompt pass.
