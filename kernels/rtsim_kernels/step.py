@@ -18,14 +18,21 @@ exposed_frac of the collective's own time on the GPU: ranks wait for each other 
 hosts do not run ahead of it as they do of kernels. The prompt pass also pays prefill_layer_s per
 layer (cache and mask allocation in eager stacks).
 
+All host times are `slowness` times what the coefficients state: the same software on another
+server keeps their proportions. With n ranks, a process each, they grow by 1 + rank_lag (H(n) - 1):
+everyone waits for the slowest process. For exponential delays of deviation rank_lag that is the
+expected largest of n over the mean; cores that clock lower when many are busy add to it.
+
 Evidence: generation.csv of helm-efficiency (Megatron-LM, A100): one decoded token takes
 0.70 ms per layer from 24 to 96 layers and 1024 to 5120 wide, 0.81-0.83 ms with tensor
-parallelism 4-8, whatever the width.
+parallelism 4-8, whatever the width: two collectives more, their GPU time in full. On 16 V100
+(0.81 ms without, 1.0-1.17 ms with tensor parallelism) repeats scatter by 3 %, on A100 by 0.2 %.
 Ignored: several streams; overlap of communication with compute.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from . import tables
@@ -50,15 +57,19 @@ HOST_COEFFICIENTS = (
                 "fixed time of a step: scheduling, sampling, waiting for the result"),
     Coefficient("launch_s", 3.0e-5, 0.5, 1e-7, 2e-4, "s",
                 "host time to issue one kernel"),
-    Coefficient("collective_s", 5.0e-5, 0.7, 1e-7, 5e-4, "s",
+    Coefficient("collective_s", 3.0e-6, 0.7, 1e-7, 5e-4, "s",
                 "further host time to issue one collective"),
-    Coefficient("exposed_frac", 0.7, 0.4, 1e-3, 2.0, "1",
+    Coefficient("exposed_frac", 1.0, 0.15, 1e-3, 2.0, "1",
                 "share of a collective's GPU time that adds to the host track"),
     Coefficient("prefill_layer_s", 5.0e-5, 0.7, 1e-7, 5e-4, "s",
                 "further host time per layer of the prompt pass"),
     Coefficient("prompt_token_s", 8.0e-6, 0.7, 1e-9, 5e-5, "s",
                 "host time per prompt token before the first kernel: tokenising, copying"),
-    Coefficient("corner", 6.0, 0.4, 1.5, 40.0, "1",
+    Coefficient("slowness", 1.0, 0.1, 0.1, 10.0, "1",
+                "host times of this machine over those that the other coefficients state"),
+    Coefficient("rank_lag", 3.0e-3, 0.3, 1e-5, 0.5, "1",
+                "share of its host time by which the slowest of n ranks lags, per H(n) - 1"),
+    Coefficient("corner", 12.0, 0.3, 1.5, 40.0, "1",
                 "exponent p of the soft corner between host and GPU track"),
     Coefficient("kernel_gap_s", 1.2e-6, 0.5, 1e-8, 1e-5, "s",
                 "idle time of the GPU between two dependent kernels"),
@@ -71,6 +82,7 @@ HOST = tables.coefficient_dtype(HOST_COEFFICIENTS)
 # Weights of a model are read once per step: the whole model passes between two uses, so they are
 # cold; this many copies in rotation says so to the GEMM model.
 COLD = 1e9
+EULER = 0.5772156649  # limit of H(n) - ln n
 # Operands of a batched attention GEMM that were written by the kernel before.
 WARM = 1.0
 
@@ -307,21 +319,36 @@ def operator_work(
 
 
 @jit
+def slowest_excess(ranks: float) -> float:
+    """H(n) - 1, by which the expected largest of n exponential delays exceeds one, in units of it.
+
+    H(n): harmonic number, here ln n + 0.5772 + 1/(2n) - 1/(12 n^2); within 1e-3 for whole n.
+    """
+    if ranks <= 1.0:
+        return 0.0
+    return math.log(ranks) + 0.5 / ranks - 1.0 / (12.0 * ranks * ranks) + EULER - 1.0
+
+
+@jit
 def segment_host_s(
     segment: Any, operators: Any, new_tokens: float, is_prefill: bool, host: Any, times: Any
 ) -> float:
     """Host time of one repetition of a segment, seconds; `times` as `step_s` writes it."""
     total = 0.0
+    exposed_s = 0.0
+    ranks = 1.0
     for i in range(segment.first, segment.last):
         operator = operators[i]
         if not runs(operator, new_tokens):
             continue
         total += operator.launches * host.launch_s
         if operator.kind == tables.COLLECTIVE and operator.ranks > 1:
-            total += host.collective_s + host.exposed_frac * times[i, 0]
+            total += host.collective_s
+            exposed_s += host.exposed_frac * times[i, 0]
+            ranks = max(ranks, operator.ranks)
     if is_prefill and segment.is_layer == 1:
         total += host.prefill_layer_s
-    return total
+    return host.slowness * (1.0 + host.rank_lag * slowest_excess(ranks)) * total + exposed_s
 
 
 @jit
@@ -354,7 +381,7 @@ def step_s(
     gpu_clock = 0.0
     host_clock = 0.0
     if is_prefill:
-        host_clock = host.prompt_token_s * n_sequences * new_tokens
+        host_clock = host.slowness * host.prompt_token_s * n_sequences * new_tokens
         gpu_clock = host_clock
     for s in range(len(segments)):
         segment = segments[s]
@@ -393,4 +420,4 @@ def step_s(
         for i in range(segment.first, segment.last):
             times[i, 1] = times[i, 0] * owed_frac
         host_clock += segment.count * host_s
-    return host.step_s + gpu_clock
+    return host.slowness * host.step_s + gpu_clock
