@@ -36,7 +36,8 @@ def to_toml(model: ModelSpec, comment: str = "") -> str:
 
     document = tomlkit.document()
     if comment:
-        document.add(tomlkit.comment(" ".join(comment.split())))
+        shown = "".join(c if c.isprintable() else "?" for c in " ".join(comment.split()))
+        document.add(tomlkit.comment(shown))
     fields = model.model_dump(mode="json", exclude_defaults=True)
     tables = {name: fields.pop(name, None) for name in ("encoder", "layers", "provenance")}
     notes = fields.pop("notes", [])

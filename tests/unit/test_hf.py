@@ -175,7 +175,6 @@ def test_layers_that_share_a_cache() -> None:
     whole = model_from_config(config)
     config["text_config"] |= {"num_kv_shared_layers": 20, "use_double_wide_mlp": True}
     shared = model_from_config(config)
-    # 20 of 60 layers: 4 of 24 in full attention (each sixth of the last 20: 3 or 4)
     own = sum(g.count for g in shared.layers if g.attention.own_cache)
     assert own == 40
     assert shared.kv_bytes_per_token() < whole.kv_bytes_per_token()
@@ -258,6 +257,19 @@ def test_names(tmp_path: Path, path: str, given: str | None, name: str) -> None:
     if file.name == "config.json":
         assert read_config(file.parent).name == name
         assert catalog.load_model(f"{file.parent}/").name == name
+
+
+@pytest.mark.parametrize(
+    "odd", ['a"b', "a\x01b", "a\nb", "a\x7fb", "\udcff", "é中", "x" * 230, " "]
+)
+def test_odd_file_names_give_names_that_can_be_written(tmp_path: Path, odd: str) -> None:
+    file = tmp_path / f"{odd}.json"
+    file.write_text(json.dumps(LLAMA))
+    model = read_config(file)
+    target = tmp_path / "model.toml"
+    target.write_text(to_toml(model, f"{model.name} {odd}"), encoding="utf-8")
+    assert catalog.load_model(target) == model
+    assert model.name.strip() == model.name != ""
 
 
 def test_a_packaged_name_is_not_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,8 @@ def model_from_config(
     where = where or name
     if not isinstance(config, Mapping):
         raise DataError(where, f"must hold a JSON object, not {_kind_of(config)}")
-    name = name[:_LONGEST_NAME] or "model"
+    name = "".join(c if c.isprintable() else "?" for c in name)
+    name = name.strip()[:_LONGEST_NAME] or "model"
     _refuse_other_media(config, where)
     fields = _text_part(Fields(config, where, name=name))
     try:

@@ -106,7 +106,8 @@ def kimi_linear(c: Fields) -> ModelSpec:
         )
 
     kinds = zip(_kimi_full(inner, n), parts.routed_layers(c, n), strict=True)
-    return parts.decoder(c, parts.groups(kinds, make))
+    position = "none" if c.flag("mla_use_nope", default=False) else "rotary"
+    return parts.decoder(c, parts.groups(kinds, make), position=position)
 
 
 def _kimi_full(inner: Fields, n: int) -> list[bool]:

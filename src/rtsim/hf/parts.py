@@ -23,6 +23,7 @@ MOST_POSITIONS = 100_000_000
 MOST_TOKENS = 10_000_000
 MOST_EXPERTS = 100_000
 _USUAL_POSITIONS = 2048
+_LONGEST_SHOWN = 60  # characters of a value in a note
 
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 WIDTHS = ("hidden_size", "n_embd", "d_model", "n_embed", "dim")
@@ -143,7 +144,7 @@ def known_activation(c: Fields, name: str | None, default: Activation) -> Activa
     if name is None:
         return default
     if name not in _ACTIVATIONS:
-        c.note(f"The activation {name!r} is taken to cost what {default} costs.")
+        c.note(f"The activation {name[:_LONGEST_SHOWN]!r} is taken to cost what {default} costs.")
     return _ACTIVATIONS.get(name, default)
 
 
@@ -280,6 +281,6 @@ def dtype(c: Fields) -> str:
     name = c.text_or_none("dtype", "torch_dtype")
     short = _DTYPES.get((name or "").removeprefix("torch."))
     if short is None:
-        given = "is not given" if name is None else f"is {name!r}"
+        given = "is not given" if name is None else f"is {name[:_LONGEST_SHOWN]!r}"
         c.note(f"torch_dtype {given}: taken as bf16.")
     return short or "bf16"

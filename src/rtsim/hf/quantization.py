@@ -17,6 +17,8 @@ from rtsim.specs.model import QuantizationSpec
 
 _FORMAT_IN_NAME = re.compile(r"(?i)\b(nvfp4|mxfp4|fp8|w8a8|w4a16|int8|int4|awq|gptq)\b")
 
+_LONGEST_SHOWN = 60  # characters of a value in a note
+
 Format = str  # one of rtsim.specs.dtype.QUANTIZATIONS
 
 
@@ -324,5 +326,6 @@ def _cache_format(q: Fields) -> str | None:
     known = {"FP8": "fp8", "INT8": "int8", "NONE": None}
     name = str(stated).upper()
     if name not in known:
-        inner.note(f"A KV cache in {name} is not modelled: the workload's dtype is taken.")
+        shown = repr(name[:_LONGEST_SHOWN])
+        inner.note(f"A KV cache in {shown} is not modelled: the workload's dtype is taken.")
     return known.get(name)
