@@ -84,3 +84,12 @@ def test_an_exception_that_is_not_needed_is_found(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(checker, "PEAK_EXCEPTIONS", needless)
     (finding,) = check_data()
     assert "exception for t4" in finding.problem
+
+
+@pytest.mark.parametrize("name", ["gpt2", "none"])
+def test_an_exception_of_widths_that_is_not_needed_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(checker, "WIDTH_EXCEPTIONS", {**checker.WIDTH_EXCEPTIONS, name: "none"})
+    (finding,) = check_data()
+    assert name in finding.problem

@@ -169,6 +169,29 @@ def test_shared_blocks_are_stored_as_often_as_there_are_weights() -> None:
     assert (block.count, block.stored) == (9, 2)
 
 
+def test_shared_blocks_take_memory_once() -> None:
+    from rtsim.predict import predict
+
+    path = str(CONFIGS / "Zamba2-2.7B.json")
+    stored = predict(path, "h100", stack="vllm").memory.weights_bytes
+    assert stored == pytest.approx(2 * load("Zamba2-2.7B").parameters, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "full"),
+    [
+        ({"no_rope_layers": []}, 12),
+        ({"no_rope_layers": [1] * 40 + [0] * 8}, 8),
+        ({"no_rope_layer_interval": 2}, 24),
+        ({"layer_types": ["chunked_attention"] * 47 + ["full_attention"]}, 1),
+    ],
+)
+def test_layers_of_llama_4_that_see_everything(changes: dict[str, Any], full: int) -> None:
+    config = json.loads((CONFIGS / "Llama-4-Maverick-17B-128E-Instruct.json").read_text())
+    config["text_config"] |= changes
+    assert windows(model_from_config(config)) == {8192: 48 - full, None: full}
+
+
 def test_layers_that_share_a_cache() -> None:
     config = json.loads((CONFIGS / "Gemma-4-31B-IT-NVFP4.json").read_text())
     del config["quantization_config"]
@@ -221,6 +244,7 @@ def test_what_is_left_out_is_noted() -> None:
     ("fields", "family", "kind"),
     [
         ({}, "Llama", "mlp"),
+        ({"num_experts": 1}, "Llama", "mlp"),
         ({"num_local_experts": 8, "num_experts_per_tok": 2}, "Mixtral", "moe"),
         ({"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}, "Qwen3-MoE",
          "moe"),

@@ -240,13 +240,15 @@ def _nearest(fields: Fields, kind: str | None) -> Reader:
         raise NotSupported(
             f"{fields.where}: {shown} is a state-space model that is not read; known: {known}"
         )
+    counts = [fields.raw(name) for name in parts.EXPERTS]
+    has_experts = any(count not in (None, 0, 1) for count in counts)  # dense ones may say 1
     if fields.has("kv_lora_rank"):
         reader, family = latent.deepseek, "DeepSeek (latent attention)"
-    elif fields.has("n_routed_experts"):
+    elif has_experts and fields.has("n_routed_experts"):
         reader, family = moe.deepseek, "DeepSeek-MoE (routed and shared experts)"
-    elif fields.has("moe_intermediate_size") and fields.has(*parts.EXPERTS):
+    elif has_experts and fields.has("moe_intermediate_size"):
         reader, family = moe.qwen3_moe, "Qwen3-MoE (routed experts)"
-    elif fields.has(*parts.EXPERTS):
+    elif has_experts:
         reader, family = moe.mixtral, "Mixtral (experts in every layer)"
     elif fields.has("type_vocab_size") and not fields.flag("is_decoder", default=False):
         reader, family = encoders.bert, "BERT (an encoder)"

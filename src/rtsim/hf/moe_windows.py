@@ -23,10 +23,16 @@ def llama4(c: Fields) -> ModelSpec:
     chosen = set(range(every - 1, n, every) if given is None else given)
     size = parts.window(c, "attention_chunk_size")
     kinds = parts.layer_types(c, n, ("full_attention", "chunked_attention"))
+    # The list says which layers rotate, whatever its name says.
+    rotated = c.wholes("no_rope_layers", n, high=1) if c.raw("no_rope_layers") != [] else None
+    period = c.whole("no_rope_layer_interval", default=_ROPE_EVERY, high=parts.MOST_LAYERS)
     if kinds is not None:
-        windows = [size if kind != "full_attention" else None for kind in kinds]
+        chunked = [kind != "full_attention" for kind in kinds]
+    elif rotated is not None:
+        chunked = [bool(flag) for flag in rotated]
     else:
-        windows = [size if (i + 1) % _ROPE_EVERY else None for i in range(n)]
+        chunked = [(i + 1) % period != 0 for i in range(n)]
+    windows = [size if flag else None for flag in chunked]
     if size is not None:
         c.note(_CHUNK_NOTE)
     width = parts.ffn_size(c)
