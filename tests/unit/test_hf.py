@@ -220,7 +220,7 @@ def test_text_part_of_a_model_that_sees() -> None:
 @pytest.mark.parametrize(
     ("stated", "dtype", "noted"),
     [
-        ({"torch_dtype": "float32"}, "fp32", False),
+        ({"torch_dtype": "float32"}, "bf16", False),
         ({"torch_dtype": None, "dtype": "float16"}, "fp16", False),
         ({"torch_dtype": "torch.bfloat16"}, "bf16", False),
         ({"torch_dtype": "float8_e4m3fn"}, "bf16", True),
@@ -231,6 +231,8 @@ def test_dtypes(stated: dict[str, Any], dtype: str, noted: bool) -> None:
     model = model_from_config(LLAMA | stated)
     assert model.dtype == dtype
     assert any("torch_dtype" in note for note in model.notes) is noted
+    float32 = any("float32" in note for note in model.notes)
+    assert float32 == (stated.get("torch_dtype") == "float32")
 
 
 def test_what_is_left_out_is_noted() -> None:

@@ -273,14 +273,19 @@ def vocabulary(c: Fields, default: int | None = None) -> int:
     return c.whole("padded_vocab_size", "vocab_size", default=default, high=MOST_TOKENS)
 
 
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32", "half": "fp16"}
+_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "bf16", "half": "fp16"}
 
 
 def dtype(c: Fields) -> str:
-    """The number format that the weights are in where they are not quantised."""
+    """The number format that the model runs in where it is not quantised.
+
+    Training checkpoints in float32 are served in 16 bits (vLLM's and SGLang's dtype "auto").
+    """
     name = c.text_or_none("dtype", "torch_dtype")
     short = _DTYPES.get((name or "").removeprefix("torch."))
     if short is None:
         given = "is not given" if name is None else f"is {name[:_LONGEST_SHOWN]!r}"
         c.note(f"torch_dtype {given}: taken as bf16.")
+    elif "float32" in (name or ""):
+        c.note("Weights are stored in float32: run in bf16, as serving stacks do, unless asked.")
     return short or "bf16"
