@@ -7,6 +7,9 @@ read, at which peak it is multiplied and whether activations are quantised first
 Residency follows the method of a table (`METHODS`): benchmarks that cycle through a few weight
 copies find small weights in the L2, kernels timed inside a layer find theirs in DRAM.
 
+Fitted is the relative error, predicted / measured - 1, with a robust loss: libraries pick a slow
+kernel here and there, and the logarithm would come out too slow for the rest.
+
 Split: `choose_rows` takes the fitted rows from sizes alone; all others are unseen.
 """
 
