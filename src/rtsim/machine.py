@@ -16,6 +16,7 @@ from rtsim_kernels import attention, collective, gemm, memory_bound, mla, moe, s
 from rtsim.device_facts import (
     attention_peak_flops_per_s,
     device_row,
+    l2_partitions,
     link_facts_of,
     record,
     sustained_flops_per_s,
@@ -155,6 +156,7 @@ def gemm_row(
         out_bytes=operands.out_bytes,
         quantize_bytes=operands.quantize_bytes,
         activation_copies=activation_copies,
+        l2_partitions=l2_partitions(gpu.compute_capability),
         **profile.section("gemm", *variants, *gemm_variants(form, dtype)),
     )
 

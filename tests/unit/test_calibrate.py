@@ -43,7 +43,7 @@ HEADS = {"num_heads": np.full(ROWS, 32), "num_kv_heads": np.full(ROWS, 8),
          "head_dim": np.full(ROWS, 128)}  # fmt: skip
 COLUMNS = {
     "gemm": {**SHARED, "dtype": text("bf16"), "batch": np.ones(ROWS, int),
-             "m": sizes(16, 16384), "n": sizes(256, 16384), "k": sizes(256, 16384)},
+             "m": sizes(16, 4096), "n": sizes(256, 16384), "k": sizes(256, 16384)},
     "attention_prefill": {**SHARED, "dtype": text("bf16"), "kv_dtype": text("bf16"), **HEADS,
                           "batch": RNG.integers(1, 9, ROWS), "window_size": np.zeros(ROWS, int),
                           "causal": np.ones(ROWS, int), "query_tokens": sizes(64, 16384)},

@@ -82,6 +82,8 @@ def predict_gemm(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
         rows = gemm.rows_of(columns, group.members)
         _, copies = gemm.METHODS.get(group.key["stack"], gemm.IN_A_MODEL)
         row = gemm_row(group.profile, group.gpu, group.key["dtype"], activation_copies=copies)
+        if (group.key["stack"], group.key["dtype"]) in gemm.QUANTISED_BEFORE:
+            row["quantize_bytes"] = 0.0
         device = device_row(group.gpu)
         return np.asarray(
             rtsim_kernels.compiled().gemm.gemm_many(
