@@ -15,7 +15,8 @@ what the tables give.
 * pytorch (single eager calls between two events, fp32) on P100, V100, T4, A100.
 * family-<architecture>: one set for the GPUs of an architecture, and `family-generic` for all
   others, fitted jointly over GPUs; of the stacks the reference one (vllm), since kernels of
-  different stacks in one fit are worse than either. They serve GPUs that nobody measured.
+  different stacks in one fit are worse than either; decode attention learns from all stacks
+  first (`kinds.fit_family`). They serve GPUs that nobody measured.
 
 No whole generation was measured in a serving stack: their host track is stated (`HOST`), not
 fitted, its deviation is wide, and each profile says so.
@@ -115,9 +116,11 @@ class Draft:
     errors: dict[str, list[float]] = field(default_factory=dict)
     rows: int = 0
 
-    def add(self, blocks: Sequence[Measured], section: str = "") -> None:
-        """Fit one section to `blocks`; `section` renames it."""
-        fit, error = fitted(tuple(blocks))
+    def add(
+        self, blocks: Sequence[Measured], section: str = "", every: Sequence[Measured] = ()
+    ) -> None:
+        """Fit one section to `blocks`; `section` renames it. every: see `kinds.fit_family`."""
+        fit, error = fitted(tuple(blocks), tuple(every))
         if section:
             fit = replace(fit, section=section)
         mape, median, sigma = error_figures(error)
@@ -214,9 +217,17 @@ def blocks(stacks: Iterable[str], gpus: Iterable[str], kind: str = "") -> dict[s
 
 
 @cache
-def fitted(members: tuple[Measured, ...]) -> tuple[SectionFit, np.ndarray]:
-    """Fit of a section and its cross-validated ln(measured / predicted)."""
+def fitted(
+    members: tuple[Measured, ...], every: tuple[Measured, ...] = ()
+) -> tuple[SectionFit, np.ndarray]:
+    """Fit of a section and its cross-validated ln(measured / predicted).
+
+    every: blocks of all stacks, for a family of GPUs.
+    """
     parts = [m.block for m in members]
+    if every:
+        others = [m.block for m in every]
+        return kinds.fit_family(parts, others), kinds.cross_validated(parts, every=others)
     return kinds.fit_blocks(parts), kinds.cross_validated(parts)
 
 
@@ -296,7 +307,7 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
         members = own.get(section, found)
         if section == "gemm.bf16":  # 16-bit products run alike in all stacks, and in layers
             members = found + blocks(["sarathi-serve"], gpus, "gemm").get("gemm.fp16", [])
-        draft.add(members)
+        draft.add(members, every=found)
     draft.add(in_layers_blocks(IN_LAYERS if architecture == "generic" else gpus))
     return draft.finish([HOST_NOTE])
 
@@ -315,7 +326,10 @@ def transfer_sigmas() -> Mapping[str, float]:
             gpus = {m.block.gpu.name for m in found}
             for gpu in sorted(gpus) if len(gpus) > 2 else ():
                 rest = [m.block for m in found if m.block.gpu.name != gpu]
-                fit = kinds.fit_blocks(rest, quick=True)
+                every = [
+                    m.block for m in blocks((*SERVING, "sarathi-serve"), gpus - {gpu})[section]
+                ]
+                fit = kinds.fit_family(rest, every)
                 left = [m for m in found if m.block.gpu.name == gpu]
                 error = np.concatenate(
                     [np.log(m.block.measured_s / kinds.predict(m.block, fit)) for m in left]

@@ -278,18 +278,20 @@ def cross_validated(all_sections: Sequence[Section]) -> list[Group]:
 
 
 def gpu_left_out(all_sections: Sequence[Section]) -> dict[tuple[str, str, str], Group]:
-    """(stack, section, GPU) -> errors on the GPU with a joint fit on the stack's other GPUs."""
+    """(stack, section, GPU) -> errors on the GPU with a joint fit on other GPUs.
+
+    The fit is that of the family profiles: of the stack, for decode attention of all stacks first.
+    """
     errors = {}
     for section in all_sections:
-        others = [
-            block
-            for s in all_sections
-            if (s.stack, s.section) == (section.stack, section.section) and s.gpu != section.gpu
-            for block in s.fitted
+        elsewhere = [
+            s for s in all_sections if s.section == section.section and s.gpu != section.gpu
         ]
+        every = [block for s in elsewhere for block in s.fitted]
+        others = [block for s in elsewhere if s.stack == section.stack for block in s.fitted]
         if len({block.gpu.name for block in others}) < 2:
             continue
-        fitted = kinds.fit_blocks(others, quick=True)
+        fitted = kinds.fit_family(others, every)
         parts = sampled(section.unseen or section.fitted)
         own = [log_ratio(kinds.predict(b, fitted), b) for b in parts]
         key = (section.stack, section.section, section.gpu)
@@ -611,8 +613,10 @@ def report(folder: Path | None) -> Report:
     out.text += [
         "Targets:", table(["what", "must", "aim", "measured", "verdict"], goals),
         "By kind, stack, GPU and number format:", table(HEADER, lines),
-        "A GPU left out: one fit to the calibration rows of the stack's other GPUs, applied with "
-        "the datasheet figures of this one.", table(HEADER, left_lines),
+        "A GPU left out: one fit to the calibration rows of the stack's other GPUs (decode "
+        "attention: to those of all stacks on them first), applied with the datasheet figures of "
+        "this one.",
+        table(HEADER, left_lines),
     ]  # fmt: skip
     worst = [
         line([s.kind, s.stack, s.gpu, s.format], g)
