@@ -326,9 +326,8 @@ def transfer_sigmas() -> Mapping[str, float]:
             gpus = {m.block.gpu.name for m in found}
             for gpu in sorted(gpus) if len(gpus) > 2 else ():
                 rest = [m.block for m in found if m.block.gpu.name != gpu]
-                every = [
-                    m.block for m in blocks((*SERVING, "sarathi-serve"), gpus - {gpu})[section]
-                ]
+                elsewhere = {*SERVED, *IN_LAYERS} - {gpu}
+                every = [m.block for m in blocks((*SERVING, "sarathi-serve"), elsewhere)[section]]
                 fit = kinds.fit_family(rest, every)
                 left = [m for m in found if m.block.gpu.name == gpu]
                 error = np.concatenate(
