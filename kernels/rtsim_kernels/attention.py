@@ -62,8 +62,8 @@ and L40S, head sizes 64 to 256; they were set on the tables as a whole.
 Known error on rows outside the fit, 64 fitted per GPU, stack and format, own kernels of the newest
 stack version (mean absolute, mean over sets; median row in brackets): prefill 9.1 % (6.1 %): A100
 6, B200 and H100 9, L40S 11; decode 11.0 % (7.2 %): B200 9, A100 10, H100 and L40S 12. A GPU left
-out of the fit (16 bits): prefill 18 % (A100 15, B200 and H100 16, L40S 24), decode 22 % (H100 17,
-A100 and B200 21, L40S 31); with 8-bit caches about 30 %. Stacks run different kernels on different
+out of the fit (16 bits): prefill 18 % (A100 15, B200 16, H100 17, L40S 25), decode 23 % (H100 17,
+A100 and B200 21, L40S 32); with 8-bit caches about 30 %. Stacks run different kernels on different
 generations, which a datasheet does not tell: on L40S FlashInfer starts faster than all others (by
 half), on B200 all stacks run one kernel with cheaper blocks, on A100 SGLang reads at half speed.
 Worst: decode of TensorRT-LLM on Hopper and Ada (14 to 15 %: its splits and kernels change with
