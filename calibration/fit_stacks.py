@@ -16,7 +16,8 @@ what the tables give.
 * pytorch (single eager calls between two events, fp32) on P100, V100, T4, A100.
 * family-<architecture>: one set for the GPUs of an architecture, and `family-generic` for all
   others, fitted jointly over GPUs; of the stacks the reference one (vllm), since kernels of
-  different stacks in one fit are worse than either. They serve GPUs that nobody measured.
+  different stacks in one fit are worse than either; decode attention learns from all stacks
+  first (`kinds.fit_family`). They serve GPUs that nobody measured.
 
 No whole generation was measured in a serving stack: their host track is stated (`HOST`), not
 fitted, its deviation is wide, and each profile says so.
@@ -124,10 +125,14 @@ class Draft:
     rows: int = 0
 
     def add(
-        self, blocks: Sequence[Measured], section: str = "", alike: Sequence[Measured] = ()
-    ) -> None:
-        """Fit one section to `blocks`; `section` renames it. alike: blocks that set the priors."""
-        fit, error = fitted(tuple(blocks), tuple(alike))
+        self, blocks: Sequence[Measured], section: str = "", *,
+        alike: Sequence[Measured] = (), every: Sequence[Measured] = (),
+    ) -> None:  # fmt: skip
+        """Fit one section to `blocks`; `section` renames it.
+
+        alike: blocks that set the priors. every: see `kinds.fit_family`.
+        """
+        fit, error = fitted(tuple(blocks), tuple(alike), tuple(every))
         if section:
             fit = replace(fit, section=section)
         mape, median, sigma = error_figures(error)
@@ -230,13 +235,18 @@ def blocks(stacks: Iterable[str], gpus: Iterable[str], kind: str = "") -> dict[s
 
 @cache
 def fitted(
-    members: tuple[Measured, ...], alike: tuple[Measured, ...] = ()
+    members: tuple[Measured, ...],
+    alike: tuple[Measured, ...] = (),
+    every: tuple[Measured, ...] = (),
 ) -> tuple[SectionFit, np.ndarray]:
     """Fit of a section and its cross-validated ln(measured / predicted).
 
-    alike: blocks whose joint fit is the prior.
+    alike: blocks whose joint fit is the prior. every: blocks of all stacks, for a family of GPUs.
     """
     parts = [m.block for m in members]
+    if every:
+        others = [m.block for m in every]
+        return kinds.fit_family(parts, others), kinds.cross_validated(parts, every=others)
     base = kinds.fit_blocks([m.block for m in alike]).coefficients if alike else None
     return (
         kinds.fit_blocks(parts, base, ALIKE_SPREAD),
@@ -326,7 +336,7 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
         members = own.get(section, found)
         if section == PRODUCTS_16_BIT:  # 16-bit products run alike in all stacks, and in layers
             members = found + blocks(["sarathi-serve"], gpus, "gemm").get("gemm.fp16", [])
-        draft.add(members)
+        draft.add(members, every=found)
     draft.add(in_layers_blocks(IN_LAYERS if architecture == "generic" else gpus))
     return draft.finish([HOST_NOTE])
 
@@ -345,7 +355,9 @@ def transfer_sigmas() -> Mapping[str, float]:
             gpus = {m.block.gpu.name for m in found}
             for gpu in sorted(gpus) if len(gpus) > 2 else ():
                 rest = [m.block for m in found if m.block.gpu.name != gpu]
-                fit = kinds.fit_blocks(rest, quick=True)
+                elsewhere = {*SERVED, *IN_LAYERS} - {gpu}
+                every = [m.block for m in blocks((*SERVING, "sarathi-serve"), elsewhere)[section]]
+                fit = kinds.fit_family(rest, every)
                 left = [m for m in found if m.block.gpu.name == gpu]
                 error = np.concatenate(
                     [np.log(m.block.measured_s / kinds.predict(m.block, fit)) for m in left]

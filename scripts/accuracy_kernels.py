@@ -278,9 +278,10 @@ def cross_validated(all_sections: Sequence[Section]) -> list[Group]:
 
 
 def gpu_left_out(all_sections: Sequence[Section]) -> dict[tuple[str, str, str], Group]:
-    """(stack, section, GPU) -> errors on the GPU with a joint fit on the stack's other GPUs.
+    """(stack, section, GPU) -> errors on the GPU with a joint fit on other GPUs.
 
-    16-bit products run alike in all stacks: their fit is to all stacks, as in family profiles.
+    The fit is that of the family profiles: of the stack; of all stacks for 16-bit products, which
+    run alike in them; of all stacks first for decode attention.
     """
     errors = {}
     fits: dict[tuple[int, ...], kinds.SectionFit] = {}
@@ -291,17 +292,14 @@ def gpu_left_out(all_sections: Sequence[Section]) -> dict[tuple[str, str, str], 
         return f"{section.stack} {section.section}"
 
     for section in all_sections:
-        others = [
-            block
-            for s in all_sections
-            if alike(s) == alike(section) and s.gpu != section.gpu
-            for block in s.fitted
-        ]
+        elsewhere = [s for s in all_sections if s.gpu != section.gpu]
+        others = [b for s in elsewhere if alike(s) == alike(section) for b in s.fitted]
+        every = [b for s in elsewhere if s.section == section.section for b in s.fitted]
         if len({block.gpu.name for block in others}) < 2:
             continue
         key_of_fit = tuple(map(id, others))
         if key_of_fit not in fits:
-            fits[key_of_fit] = kinds.fit_blocks(others, quick=True)
+            fits[key_of_fit] = kinds.fit_family(others, every)
         fitted = fits[key_of_fit]
         parts = sampled(section.unseen or section.fitted)
         own = [log_ratio(kinds.predict(b, fitted), b) for b in parts]
@@ -625,7 +623,8 @@ def report(folder: Path | None) -> Report:
         "Targets:", table(["what", "must", "aim", "measured", "verdict"], goals),
         "By kind, stack, GPU and number format:", table(HEADER, lines),
         "A GPU left out: one fit to the calibration rows of the stack's other GPUs (16-bit "
-        "products: of all stacks on other GPUs), applied with the datasheet figures of this one.",
+        "products: of all stacks on other GPUs; decode attention: to those of all stacks first), "
+        "applied with the datasheet figures of this one.",
         table(HEADER, left_lines),
     ]  # fmt: skip
     worst = [

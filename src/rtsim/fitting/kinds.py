@@ -201,8 +201,21 @@ def fit_blocks(
         if any(block.machine.links.link_domain == _PAIR for block in blocks):
             traits["pair_links"] = result.linked
         return SectionFit(first.section, result.fit, traits, result)
-    rows = joined([block.rows for block in blocks])
+    rows = attention.joined([block.rows for block in blocks])
     fit = attention.fit_rows(rows, **({"starts": 1} if quick else {}))
+    return SectionFit(first.section, fit)
+
+
+def fit_family(own: Sequence[Block], every: Sequence[Block]) -> SectionFit:
+    """Fit a section for GPUs that were not measured, from blocks of several others.
+
+    own: of the stack in question. every: of all stacks, `own` among them. Only attention learns
+    from other stacks, see `attention.fit_family`, and only where there are several GPUs.
+    """
+    first = own[0]
+    if first.kind not in attention.COEFFICIENTS or len({b.gpu.name for b in every}) == 1:
+        return fit_blocks(own)
+    fit = attention.fit_family([b.rows for b in own], [b.rows for b in every])
     return SectionFit(first.section, fit)
 
 
@@ -226,8 +239,13 @@ def cross_validated(
     base_spread: float = 1.0,
     folds: int = FOLDS,
     seed: int = 0,
+    every: Sequence[Block] = (),
 ) -> Array:
-    """ln(measured / predicted) of every row, predicted by a fit without its fold."""
+    """ln(measured / predicted) of every row, predicted by a fit without its fold.
+
+    every: blocks of all stacks, where the fit is that of `fit_family`.
+    """
+    others = [b for b in every if not any(b is block for block in blocks)]
     rng = np.random.default_rng(seed)
     fold = [rng.permutation(len(block)) % folds for block in blocks]
     errors: list[Array] = []
@@ -237,22 +255,12 @@ def cross_validated(
         left = [b.take(f == k) for b, f in zip(blocks, fold, strict=True)]
         if not kept:
             continue
-        fitted = fit_blocks(kept, base, base_spread, quick=True)
+        if every:
+            fitted = fit_family(kept, [*kept, *others])
+        else:
+            fitted = fit_blocks(kept, base, base_spread, quick=True)
         errors += [np.log(b.measured_s / predict(b, fitted)) for b in left if len(b)]
     return np.concatenate(errors)
-
-
-def joined(parts: Sequence[Any]) -> Any:
-    """Rows of one recipe, one after the other."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    arrays = {
-        name: np.concatenate([vars(part)[name] for part in parts])
-        for name, value in vars(first).items()
-        if isinstance(value, np.ndarray)
-    }
-    return replace(first, **arrays)
 
 
 # Physical bounds ------------------------------------------------------------------------------
