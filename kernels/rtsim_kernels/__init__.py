@@ -39,6 +39,7 @@ def compiled() -> ModuleType:
             "collective",
             "step",
             "generation",
+            "moe",
         ):
             importlib.import_module(f"{COMPILED_PACKAGE}.{name}")
     return sys.modules[COMPILED_PACKAGE]
