@@ -40,6 +40,7 @@ def compiled() -> ModuleType:
             "step",
             "generation",
             "moe",
+            "mla",
         ):
             importlib.import_module(f"{COMPILED_PACKAGE}.{name}")
     return sys.modules[COMPILED_PACKAGE]
