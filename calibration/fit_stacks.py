@@ -10,7 +10,9 @@ what the tables give.
   operator kind and number format; the communication library from nccl-tests on the same GPU;
   norms, activations and the like from kernels timed inside layers (of these stacks only the
   quantisation of activations was measured). A kind that was not measured in a stack takes the
-  coefficients of another stack on that GPU.
+  coefficients of another stack on that GPU. Expert layers have a section for each family of
+  kernels that a stack switches between; latent attention alone was measured in two stacks, whose
+  kernels stand for the third.
 * sarathi-serve (PyTorch kernels timed inside layers, NCCL called from PyTorch) on A100, A40, H100.
 * pytorch (single eager calls between two events, fp32) on P100, V100, T4, A100.
 * family-<architecture>: one set for the GPUs of an architecture, and `family-generic` for all
@@ -58,6 +60,9 @@ DATE = "2026-11-23"
 
 SERVING = ("vllm", "trtllm", "sglang")
 REFERENCE = "vllm"
+# Latent attention alone was not measured in the reference stack; its library kernels are like these.
+LATENT_REFERENCE = "trtllm"
+LATENT_KINDS = ("mla_prefill", "mla_decode")
 SERVED = ("a100-sxm4-80gb", "h100-sxm5-80gb", "l40s", "b200-hgx-180gb")
 IN_LAYERS = ("a100-sxm4-80gb", "a40", "h100-sxm5-80gb", "a100-pcie-80gb", "h100-nvl-94gb")
 EAGER = ("p100-pcie-16gb", "v100-pcie-32gb", "t4", "a100-pcie-40gb")
@@ -90,7 +95,7 @@ EAGER_TRAITS = StackTraits(attention="unfused", logits="all", fused_norm=False, 
 # Further deviation by group on a GPU left out of the fit, as --transfer prints it.
 TRANSFER = {
     "gemm": 0.12, "scores": 0.12, "values": 0.12, "attention": 0.25, "memory_bound": 0.18,
-    "collective": 0.36,
+    "collective": 0.36, "moe": 0.2, "mla": 0.2,
 }  # fmt: skip
 
 GROUPS_OF_KIND = {
@@ -99,6 +104,9 @@ GROUPS_OF_KIND = {
     "attention_decode": ("attention",),
     "memory_bound": ("memory_bound",),
     "collective": ("collective",),
+    "moe": ("moe",),
+    "mla_prefill": ("mla",),
+    "mla_decode": ("mla",),
 }
 KINDS = tuple(GROUPS_OF_KIND)
 
@@ -231,6 +239,11 @@ def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
         draft.add(found)
     draft.add(in_layers_blocks([gpu_name]))
     has = {section.partition(".")[0] for section in draft.profile.coefficients}
+    for kind in LATENT_KINDS:
+        if kind not in has:
+            for found in blocks([LATENT_REFERENCE], [gpu_name], kind).values():
+                draft.add(found)
+                has.add(kind)
     for kind in KINDS:
         if kind not in has and stack != REFERENCE:
             draft.borrow(serving_profile_cached(REFERENCE, gpu_name)[0], kind)
@@ -294,6 +307,8 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
     every = blocks([*SERVING, "nccl"], gpus)
     for section, found in every.items():
         members = own.get(section, found)
+        if section.startswith(LATENT_KINDS):
+            members = [m for m in found if m.stack == LATENT_REFERENCE] or found
         if section == "gemm.bf16":  # 16-bit products run alike in all stacks, and in layers
             members = found + blocks(["sarathi-serve"], gpus, "gemm").get("gemm.fp16", [])
         draft.add(members)

@@ -36,7 +36,7 @@ from rtsim.fitting.sort_rows import (
 )
 from rtsim.measurements import Table, read_table
 from rtsim.operators import StackTraits
-from rtsim.profile import DECLARED, DEVIATIONS_90, GROUPS, Profile, load_profile
+from rtsim.profile import DECLARED, DEVIATIONS_90, Profile, load_profile
 from rtsim.profile_choice import choose_profile, stack_names
 from rtsim.profile_file import Uncertainty, profile_toml, write_profile
 from rtsim.specs.gpu import GpuSpec
@@ -52,12 +52,12 @@ LEAST_ROWS_VALIDATED = 12
 # by about that on GPUs where it could be checked; a host track that no row pins down is a guess.
 UNFITTED_SIGMAS = {
     "gemm": 0.20, "scores": 0.30, "values": 0.30, "attention": 0.30, "memory_bound": 0.30,
-    "collective": 0.40, "host": 0.50, "prompt_host": 0.50,
+    "collective": 0.40, "host": 0.50, "prompt_host": 0.50, "moe": 0.35, "mla": 0.30,
 }  # fmt: skip
 # Further deviation on another GPU than the fitted one, where it was not measured.
 TRANSFER_SIGMAS = {
     "gemm": 0.15, "scores": 0.2, "values": 0.2, "attention": 0.2, "memory_bound": 0.2,
-    "collective": 0.3, "host": 0.15, "prompt_host": 0.15,
+    "collective": 0.3, "host": 0.15, "prompt_host": 0.15, "moe": 0.25, "mla": 0.25,
 }  # fmt: skip
 _GROUPS_OF_KIND = {
     "gemm": ("gemm", "scores", "values"),
@@ -65,6 +65,9 @@ _GROUPS_OF_KIND = {
     "attention_decode": ("attention",),
     "memory_bound": ("memory_bound",),
     "collective": ("collective",),
+    "moe": ("moe",),
+    "mla_prefill": ("mla",),
+    "mla_decode": ("mla",),
 }
 
 # (what is being done, steps done, steps in all), for a progress bar.
@@ -383,7 +386,7 @@ def blank_profile(stack: str, gpu: GpuSpec, traits: StackTraits | None = None) -
         name="", stack=stack, gpu=gpu.name, architecture=gpu.architecture,
         traits=traits or StackTraits(), coefficients={}, sigma_seen=dict(UNFITTED_SIGMAS),
         sigma_unseen=dict(UNFITTED_SIGMAS), sigma_row=0.0,
-        transfer_sigma={group: TRANSFER_SIGMAS[group] for group in GROUPS}, fitted_shapes=(),
+        transfer_sigma=dict(TRANSFER_SIGMAS), fitted_shapes=(),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import attention, collective, gemm, memory_bound, step, tables
+from rtsim_kernels import attention, collective, gemm, memory_bound, mla, moe, step, tables
 
 from rtsim.device_facts import (
     attention_peak_flops_per_s,
@@ -160,6 +160,97 @@ def attention_variants(dtype: str, kv_dtype: str) -> tuple[str, ...]:
     if queries == "fp8":
         return ("fp8", *(f"{name}_fp8" for name in wide), *wide)
     return wide if cache in wide else (*mixed, cache, *wide)
+
+
+def moe_row(
+    profile: Profile,
+    gpu: GpuSpec,
+    form: str,
+    dtype: str = "bf16",
+    *,
+    backend: str = "",
+    weight_copies: float = gemm.ENDLESS_COPIES,
+    notes: list[str] | None = None,
+) -> NDArray[np.void]:
+    """MOE record, shape (): an expert layer with weights in number format `form`.
+
+    dtype: of the activations around it. backend: family of kernels, as in `fitting.moe`; "": the
+    one that the stack mostly uses. weight_copies: layers between two uses of one, endless in a
+    model. A GPU without the units of a format multiplies in `dtype`, and a note says so. Raises
+    NotSupported for a format that is not modelled.
+    """
+    operands = operand_format(form, dtype)
+    if operands is None:
+        raise NotSupported(f"experts in {form} are not modelled")
+    peak = peak_for(gpu, operands.math_dtype, notes if notes is not None else [])
+    if operands.quantize_bytes and gpu.peak_flops_per_s(operands.math_dtype) is None:
+        operands = replace(operands, a_bytes=dtype_bytes(dtype))
+    return record(
+        moe.MOE,
+        peak_flops_per_s=peak,
+        a_bytes=operands.a_bytes,
+        b_bytes=operands.b_bytes,
+        out_bytes=operands.out_bytes,
+        weight_copies=weight_copies,
+        **profile.section("moe", *moe_variants(form, backend)),
+    )
+
+
+# Families of kernels of expert layers, the one that serves a model first.
+_MOE_BACKENDS = ("trtllm", "triton", "cutlass", "deepgemm", "cutedsl", "marlin", "min_latency")
+
+
+def moe_variants(form: str, backend: str = "") -> tuple[str, ...]:
+    """Variants of the "moe" section that serve a number format, best first.
+
+    >>> moe_variants("nvfp4", "cutlass")[:3]
+    ('nvfp4_cutlass', 'nvfp4', 'nvfp4_trtllm')
+    """
+    own = (f"{form}_{backend}",) if backend else ()
+    further = similar_formats(form)
+    alike = (f for name in further for f in (name, *(f"{name}_{b}" for b in _MOE_BACKENDS)))
+    return tuple(dict.fromkeys((*own, *alike)))
+
+
+def mla_prefill_row(profile: Profile, gpu: GpuSpec, dtype: str, kv_dtype: str) -> NDArray[np.void]:
+    """MLA_PREFILL record, shape ()."""
+    return _mla_row(mla.MLA_PREFILL, "mla_prefill", profile, gpu, dtype, kv_dtype)
+
+
+def mla_decode_row(profile: Profile, gpu: GpuSpec, dtype: str, kv_dtype: str) -> NDArray[np.void]:
+    """MLA_DECODE record, shape ()."""
+    return _mla_row(mla.MLA_DECODE, "mla_decode", profile, gpu, dtype, kv_dtype)
+
+
+def _mla_row(
+    row: np.dtype[np.void], kind: str, profile: Profile, gpu: GpuSpec, dtype: str, kv_dtype: str
+) -> NDArray[np.void]:
+    return record(
+        row,
+        peak_flops_per_s=attention_peak_flops_per_s(gpu, dtype, kv_dtype),
+        query_element_bytes=max(2.0, dtype_bytes(_narrow(dtype))),
+        kv_element_bytes=dtype_bytes(_narrow(kv_dtype)),
+        **profile.section(kind, *attention_variants(dtype, kv_dtype)),
+    )
+
+
+def absorb_row(
+    profile: Profile, gpu: GpuSpec, form: str, *, notes: list[str] | None = None
+) -> NDArray[np.void]:
+    """GEMM record, shape (), of the batched products that take latent attention's queries into
+    the latent space and its values out of it: one factor of the batch per head.
+    """
+    return gemm_row(profile, gpu, form, variants=absorb_variants(form), notes=notes)
+
+
+def absorb_variants(form: str) -> tuple[str, ...]:
+    """Variants of the "gemm" section for the batched products of latent attention, best first.
+
+    >>> absorb_variants("fp8")[:2]
+    ('absorb_fp8', 'absorb')
+    """
+    own = "absorb" if form in ("bf16", "fp16") else f"absorb_{form}"
+    return tuple(dict.fromkeys((own, "absorb", "batched", *gemm_variants(form))))
 
 
 def _narrow(dtype: str) -> str:

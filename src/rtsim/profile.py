@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import attention, collective, gemm, memory_bound, step, tables
+from rtsim_kernels import attention, collective, gemm, memory_bound, mla, moe, step, tables
 
 from rtsim.errors import DataError, UnknownName
 from rtsim.operators import TRAIT_VALUES, StackTraits
@@ -36,11 +36,16 @@ DECLARED: dict[str, tuple[tables.Coefficient, ...]] = {
     "attention_decode": attention.ATTENTION_DECODE_COEFFICIENTS,
     "memory_bound": memory_bound.MEMORY_BOUND_COEFFICIENTS,
     "collective": collective.COLLECTIVE_COEFFICIENTS,
+    "moe": moe.MOE_COEFFICIENTS,
+    "mla_prefill": mla.MLA_PREFILL_COEFFICIENTS,
+    "mla_decode": mla.MLA_DECODE_COEFFICIENTS,
 }
 # Scatter of ln(error) by what a time is owed to, the groups of `generation.owed`.
 GROUPS = (
     "gemm", "scores", "values", "attention", "memory_bound", "collective", "host", "prompt_host",
 )  # fmt: skip
+# Groups that profile files may lack, and what is taken for each: (seen or unseen, transfer).
+FURTHER_GROUPS = {"moe": (0.3, 0.25), "mla": (0.3, 0.25)}
 
 
 # 90 % of a normal distribution lies within this many deviations.
@@ -181,7 +186,7 @@ def _parse(text: str, file: str) -> Profile:
             sigma_seen=_read_sigmas(scatter["seen"], "[error.seen]", file),
             sigma_unseen=_read_sigmas(scatter["unseen"], "[error.unseen]", file),
             sigma_row=_number(scatter["row"], "[error] row", file),
-            transfer_sigma=_read_sigmas(scatter["transfer"], "[error.transfer]", file),
+            transfer_sigma=_read_sigmas(scatter["transfer"], "[error.transfer]", file, 1),
             fitted_shapes=_read_shapes(data.get("fitted_shapes", ()), file),
             fitted_batches=_read_batches(data.get("fitted_batches", ()), file),
             provenance=data["provenance"],
@@ -252,12 +257,15 @@ def _read_traits(stack: Mapping[str, Any], file: str) -> StackTraits:
     return StackTraits(**{name: value for name, value in stack.items() if name != "name"})
 
 
-def _read_sigmas(sigmas: Any, name: str, file: str) -> dict[str, float]:
-    """A deviation for every group."""
-    missing = [group for group in GROUPS if group not in sigmas]
+def _read_sigmas(sigmas: Any, name: str, file: str, which: int = 0) -> dict[str, float]:
+    """A deviation for every group. which: of the values in FURTHER_GROUPS."""
+    missing = [group for group in GROUPS if group not in sigmas and group not in FURTHER_GROUPS]
     if missing:
         raise DataError(file, f"{name} lacks {missing[0]}")
-    return {group: _number(value, f"{name} {group}", file) for group, value in sigmas.items()}
+    further = {group: values[which] for group, values in FURTHER_GROUPS.items()}
+    return further | {
+        group: _number(value, f"{name} {group}", file) for group, value in sigmas.items()
+    }
 
 
 def _number(value: Any, name: str, file: str, lower: float = 0.0, upper: float = math.inf) -> float:

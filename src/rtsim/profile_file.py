@@ -18,7 +18,7 @@ from rtsim_kernels.tables import Coefficient
 
 from rtsim.operators import StackTraits
 from rtsim.output import write_text
-from rtsim.profile import DECLARED, GROUPS, Profile
+from rtsim.profile import DECLARED, FURTHER_GROUPS, GROUPS, Profile
 
 _DIGITS = 5  # significant: an order more than any coefficient is known to
 
@@ -89,8 +89,9 @@ def profile_toml(
         ("transfer", profile.transfer_sigma),
     ):
         table = tomlkit.table()
-        for group in GROUPS:
-            table[group] = rounded(sigmas[group], 3)
+        for group in dict.fromkeys((*GROUPS, *FURTHER_GROUPS)):
+            if group in sigmas or group not in FURTHER_GROUPS:
+                table[group] = rounded(sigmas[group], 3)
         error[name] = table
     if profile.section_sigma:
         sections = tomlkit.table()
