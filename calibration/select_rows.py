@@ -27,9 +27,9 @@ import numpy as np
 from rtsim.catalog import load_gpu
 from rtsim.fit import select_rows
 from rtsim.fitting import collective as collective_rows
-from rtsim.fitting import kinds
+from rtsim.fitting import kernel_rows, kinds, mla, mla_module
 from rtsim.fitting.generation import choose_rows, configurations
-from rtsim.measurements import Table, read_table, write_table
+from rtsim.measurements import Columns, Table, read_table, write_table
 
 TABLES = Path(__file__).parent / "tables"
 GENERATION_ROWS = {"a100": 10, "v100": 15}
@@ -98,6 +98,26 @@ def shared_counts(sections: dict[Key, list[kinds.Block]]) -> dict[Key, int]:
     return counts
 
 
+def choose_whole_blocks(columns: Columns, sections: set[Key]) -> dict[tuple[str, str], np.ndarray]:
+    """Whole blocks of latent attention, KERNEL_ROWS of each operator and format, by GPU and stack.
+
+    Only of stacks without rows of the attention alone (`sections`).
+    """
+    chosen: dict[tuple[str, str], list[np.ndarray]] = {}
+    usable = np.isin(columns["stack"], list(STACKS)) & (mla.predictable(columns) == "")
+    for op, kind in mla_module.KINDS.items():
+        members = np.flatnonzero(usable & (columns["op"] == op))
+        by = ("gpu", "stack", "dtype", "kv_dtype")
+        for key, rows in kernel_rows.grouped(columns, by, members):
+            gpu, stack = load_gpu(key["gpu"]), STACKS[key["stack"]]
+            if any(k[:2] == (gpu.name, stack) and k[2].startswith(kind) for k in sections):
+                continue
+            made = mla.rows_of(columns, rows, kind, lambda _, gpu=gpu: gpu)
+            picked = rows[mla.choose_rows(made, KERNEL_ROWS)]
+            chosen.setdefault((gpu.name, stack), []).append(picked)
+    return {key: np.concatenate(rows) for key, rows in chosen.items()}
+
+
 def choose_kernels(folder: Path) -> None:
     """Write the tables of kernels, one per kind, GPU and stack."""
     for kind, section_kind in kinds.SECTION_KINDS.items():
@@ -127,6 +147,9 @@ def choose_kernels(folder: Path) -> None:
             count = counts[gpu, stack, section]
             rows = [b.table_rows for b in kinds.choose(found, count)] if count else []
             files.setdefault((gpu, stack), []).extend(rows)
+        if kind == "mla":
+            for key, rows in choose_whole_blocks(columns, set(sections)).items():
+                files.setdefault(key, []).append(rows)
         named = KEPT_LABELS.get(kind, ())
         kept = {n: v for n, v in columns.items() if n not in LEFT_OUT_COLUMNS or n in named}
         for (gpu, stack), rows in sorted(files.items()):

@@ -43,11 +43,12 @@ Not modelled: backends chosen by shape within a stack (sections of their own), t
 (single shapes move by half), group-limited routing (fewer experts are visited), shared experts
 (plain products).
 
-Sources: grouped products as in MegaBlocks (Gale et al. 2022, arXiv:2211.15841) and vLLM's fused_moe;
-loads as aiconfigurator's benchmarks state them (`power_law_a`); constants and priors from its
-tables of vLLM, SGLang and TensorRT-LLM on A100, H100, B200, L40S. Known error on rows outside the
-fit, 64 fitted per stack, GPU and format: 10 % with all experts on one GPU, 19 % with fewer, 13 %
-over both; bf16 on a GPU left out of a joint fit: about 23 %.
+Sources: grouped products as in MegaBlocks (Gale et al. 2022, arXiv:2211.15841) and vLLM's
+fused_moe; loads as aiconfigurator's benchmarks state them (`power_law_a`); constants and priors
+from its tables of vLLM, SGLang and TensorRT-LLM on A100, H100, B200, L40S. Known error on rows
+outside the fit, 64 fitted per stack, GPU and format: 11 % with all experts on one GPU, 17 % with
+fewer, 13 % over both; 16 bits on a GPU left out of a joint fit: 21 %. Worst: weight-only formats
+(Marlin) on a GPU left out, experts of SGLang's Marlin kernels over several GPUs (30 %).
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ from .tables import (
 )
 
 MOE_COEFFICIENTS = (
-    Coefficient("launch_s", 2.7e-5, 0.5, 2e-6, 2e-4, "s", "start and end of all kernels of a layer"),
+    Coefficient("launch_s", 2.7e-5, 0.5, 2e-6, 2e-4, "s",
+                "start and end of all kernels of a layer"),
     Coefficient("row_s", 3e-10, 1.4, 1e-12, 1e-7, "s", "sorting one token's visit to one expert"),
     Coefficient("compute_frac", 0.72, 0.3, 0.05, 1.0, "1",
                 "math rate of a tile, unpacking of weights in, share of the peak"),

@@ -236,9 +236,9 @@ def _predict_mla_operator(
             )
         coefficients = resolve.coefficients(group.profile, str(kind), key)
         if op in mla.MODULES:
-            return mla_module.module_s(
-                columns, members, op, key["gemm_dtype"], coefficients, gpu, group.profile
-            )
+            absorbed = kind == mla.DECODE or mla.is_absorbed(coefficients)
+            whole = mla_module.rows_of(columns, members, op, gpu, group.profile, absorbed=absorbed)
+            return mla.predict(whole, coefficients)
         return mla.predict(mla.rows_of(columns, members, str(kind), lambda _: gpu), coefficients)
 
     by = ("gpu", "stack", "dtype", "kv_dtype", "gemm_dtype", "op")

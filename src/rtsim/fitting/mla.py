@@ -3,7 +3,8 @@
 A table holds several operators (`op`): `context_attention` and `generation_attention` are fitted
 into the sections mla_prefill and mla_decode; `bmm_pre` and `bmm_post`, the batched products that
 take queries into the latent space and values out of it, into gemm.absorb; the whole blocks
-`context_module` and `generation_module` are predicted from all of them (mla_module.py), not fitted.
+`context_module` and `generation_module` are put together from all of them (mla_module.py); the
+attention in them is fitted only for stacks of which nothing else was measured.
 
 Widths are those of DeepSeek-V2 and -V3, which all tables hold. Benchmarks repeat one buffer, so
 operands are warm as far as the L2 holds them.
@@ -56,6 +57,8 @@ BYTES = {"fp16": 2.0, "bf16": 2.0, "fp8": 1.0}
 ARRIVING_BYTES = 2.0  # queries arrive, and outputs leave, in 16 bits also where the math is fp8
 BENCHMARK_COPIES = 1.0  # sets of weights of a batched product before re-use
 
+_OWN_KERNELS = 9  # compute capability, major
+
 ROW_SIGMA = 0.05
 STARTS = 3
 START_SPREAD = 0.7  # prior deviations by which further starts are moved
@@ -85,7 +88,7 @@ class Rows(MeasuredRows):
     """Kernel inputs of rows of one kind (prefill or decode); arrays of equal length.
 
     `facts`: shape (rows, 3), peak FLOP/s and bytes per element of queries and of the cache.
-    `device`: DEVICE records.
+    `device`: DEVICE records. rest_s: seconds of other kernels in the measured time.
     """
 
     kind: str
@@ -96,6 +99,21 @@ class Rows(MeasuredRows):
     warm_frac: Array
     facts: Array
     device: NDArray[np.void]
+    rest_s: Array
+
+
+def has_own_kernels(gpu: GpuSpec) -> bool:
+    """Whether libraries have kernels made for latent attention on this GPU: Hopper and later.
+
+    Earlier ones run adapted kernels, which do not split contexts. One fit over both serves neither.
+    """
+    major = gpu.compute_capability.partition(".")[0]
+    return major.isdigit() and int(major) >= _OWN_KERNELS
+
+
+def is_absorbed(coefficients: Mapping[str, float]) -> bool:
+    """Whether prefill attention with these coefficients reads the latent cache."""
+    return coefficients["absorbed"] > mla.SWITCH
 
 
 def usable(columns: Columns) -> NDArray[np.str_]:
@@ -155,6 +173,7 @@ def rows_of(
         warm_frac=np.ones(len(members)),
         facts=np.array([facts[key] for key in zip(*keys, strict=True)]).reshape(-1, 3),
         device=np.array([devices[gpu] for gpu in keys[0]], tables.DEVICE),
+        rest_s=np.zeros(len(members)),
         measured_s=column("time_us") * 1e-6,
     )
 
@@ -201,7 +220,7 @@ def predict(rows: Rows, coefficients: Mapping[str, float]) -> Array:
             rows.n_sequences, rows.new_tokens, rows.context, rows.n_heads, nope, rope,
             v_head_dim, latent, rows.warm_frac, resolved, rows.device,
         )  # fmt: skip
-    return np.asarray(seconds)
+    return np.asarray(seconds + rows.rest_s)
 
 
 def work(rows: Rows) -> tuple[Array, Array]:

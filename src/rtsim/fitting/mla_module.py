@@ -13,6 +13,7 @@ Benchmarks repeat one block, so a weight comes round after all weights of the bl
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -29,44 +30,51 @@ Array = NDArray[np.float64]
 
 HIDDEN, QUERY_LATENT = 7168.0, 1536.0
 ACTIVATION_BYTES = 2.0
-_KINDS = {"context_module": mla.PREFILL, "generation_module": mla.DECODE}
-_SWITCH = 0.75  # of the coefficient `absorbed`
+KINDS = {"context_module": mla.PREFILL, "generation_module": mla.DECODE}
 
 
-def module_s(
+def rows_of(
     columns: Mapping[str, NDArray[Any]],
     members: NDArray[np.intp],
     op: str,
-    gemm_dtype: str,
-    attention: Mapping[str, float],
     gpu: GpuSpec,
     profile: Profile,
-) -> Array:
-    """Seconds of the rows `members` of one operator, GPU and set of formats.
+    *,
+    absorbed: bool,
+) -> mla.Rows:
+    """Attention inputs of the rows `members` of one operator and GPU, with the time of the rest.
 
-    attention: coefficients of the attention kernel in it. Raises NotSupported for a format that
-    is not modelled.
+    absorbed: whether attention reads the latent cache (always, in decode). Raises NotSupported for
+    a number format that is not modelled.
     """
+    rows = mla.rows_of(columns, members, KINDS[op], lambda _: gpu)
+    rest_s = np.zeros(len(members))
+    form = np.where(columns["gemm_dtype"] == "", columns["dtype"], columns["gemm_dtype"])[members]
+    for name in dict.fromkeys(form.tolist()):
+        of_form = form == name
+        part = rows.take(of_form)
+        rest_s[of_form] = _rest_s(part, name, gpu, profile, absorbed or rows.kind == mla.DECODE)
+    return replace(rows, rest_s=rest_s)
+
+
+def _rest_s(rows: mla.Rows, form: str, gpu: GpuSpec, profile: Profile, absorbed: bool) -> Array:
+    """Seconds of all kernels of a block but attention. form: number format of the products."""
     from rtsim_kernels import compiled
 
     kernels = compiled()
     device = device_row(gpu)
-    kind = _KINDS[op]
-    rows = mla.rows_of(columns, members, kind, lambda _: gpu)
-    tokens = rows.n_sequences * (rows.new_tokens if kind == mla.PREFILL else 1.0)
+    tokens = rows.n_sequences * (rows.new_tokens if rows.kind == mla.PREFILL else 1.0)
     heads = rows.n_heads
-    absorbed = kind == mla.DECODE or attention["absorbed"] > _SWITCH
-
     down = QUERY_LATENT + mla.LATENT + mla.ROPE
     queries = heads * (mla.NOPE + mla.ROPE)
-    products = [  # n, k, factors of the batch
+    products: list[tuple[Any, Any, float]] = [  # n, k, factors of the batch
         (down + 0.0 * heads, HIDDEN, 1.0),
         (queries, QUERY_LATENT, 1.0),
         (HIDDEN + 0.0 * heads, heads * mla.V_HEAD_DIM, 1.0),
     ]
     if not absorbed:
         products.append((heads * (mla.NOPE + mla.V_HEAD_DIM), mla.LATENT, 1.0))
-    row = gemm_row(profile, gpu, gemm_dtype)
+    row = gemm_row(profile, gpu, form)
     batched = absorb_row(profile, gpu, "bf16")
     weights = sum(n * k for n, k, _ in products) * float(row["b_bytes"])
 
@@ -77,7 +85,7 @@ def module_s(
             kernels.gemm.gemm_many(tokens, n, k, batch, copies, record[()], device[()])
         )
 
-    total = mla.predict(rows, attention)
+    total = np.zeros(len(rows))
     for n, k, batch in products:
         total = total + product_s(n, k, batch, row)
     if absorbed:

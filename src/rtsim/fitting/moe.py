@@ -29,7 +29,7 @@ from rtsim.specs.gpu import GpuSpec
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
 
-# Families of kernels, by the words of kernel names. A name can hold several: the most telling first.
+# Families of kernels, by words in kernel names; a name can hold several, the most telling first.
 _TELLING = ("min_latency", "marlin", "deepgemm", "cutedsl", "triton", "cutlass", "trtllm")
 
 ROW_SIGMA = 0.05
@@ -190,11 +190,16 @@ def work(rows: Rows, machine: Machine) -> tuple[Array, Array]:
 
     row = tables.as_row(resolved(machine, {c.name: c.prior for c in moe.MOE_COEFFICIENTS}))
     sizes = zip(
-        rows.n_tokens.tolist(), rows.hidden_size.tolist(), rows.expert_width.tolist(),
-        rows.n_experts.tolist(), rows.n_local_experts.tolist(), rows.top_k.tolist(),
-        rows.skew.tolist(), strict=True,
+        *(values.tolist() for values in (
+            rows.n_tokens, rows.hidden_size, rows.expert_width, rows.n_experts,
+            rows.n_local_experts, rows.top_k, rows.skew,
+        )),
+        strict=True,
     )  # fmt: skip
-    found = [moe.moe_work(*row_sizes, MATRICES, skew, row) for *row_sizes, skew in sizes]
+    found = [
+        moe.moe_work(tokens, hidden, width, experts, local, top_k, MATRICES, skew, row)
+        for tokens, hidden, width, experts, local, top_k, skew in sizes
+    ]
     flops, moved = np.array(found, dtype=float).reshape(-1, 2).T
     return flops, moved
 
