@@ -64,6 +64,7 @@ REFERENCE = "vllm"
 # Latent attention of the reference stack was measured in whole blocks only; that of this one alone.
 LATENT_REFERENCE = "trtllm"
 LATENT_KINDS = ("mla_prefill", "mla_decode")
+ABSORB = "gemm.absorb"  # its batched products
 SERVED = ("a100-sxm4-80gb", "h100-sxm5-80gb", "l40s", "b200-hgx-180gb")
 IN_LAYERS = ("a100-sxm4-80gb", "a40", "h100-sxm5-80gb", "a100-pcie-80gb", "h100-nvl-94gb")
 EAGER = ("p100-pcie-16gb", "v100-pcie-32gb", "t4", "a100-pcie-40gb")
@@ -266,6 +267,10 @@ def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
         draft.add(found)
     draft.add(in_layers_blocks([gpu_name]))
     has = {section.partition(".")[0] for section in draft.profile.coefficients}
+    if ABSORB not in draft.profile.coefficients:
+        for section, found in blocks([LATENT_REFERENCE], [gpu_name], "gemm").items():
+            if section == ABSORB:
+                draft.add(found)
     for kind in LATENT_KINDS:
         if kind not in has:
             own = whole_blocks(draft.profile, kind)

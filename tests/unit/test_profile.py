@@ -16,10 +16,12 @@ from rtsim.machine import Formats, machine_rows, peak_for
 from rtsim.operators import GEMM_BATCHED, GEMM_HEAD, GEMM_WEIGHTS
 from rtsim.profile import (
     DECLARED,
+    FURTHER_GROUPS,
     GROUPS,
     Profile,
     interval_half_width,
     load_profile,
+    packaged_files,
     profile_names,
 )
 from rtsim.profile_choice import choose_profile, gpu_distance, profile_heads, stack_names
@@ -162,7 +164,7 @@ def test_shipped_profiles_are_complete(name: str) -> None:
     if profile.gpu:  # else of a family of GPUs
         assert load_gpu(profile.gpu).architecture == profile.architecture
     for sigmas in (profile.sigma_seen, profile.sigma_unseen, profile.transfer_sigma):
-        assert set(sigmas) == set(GROUPS)
+        assert set(sigmas) == {*GROUPS, *FURTHER_GROUPS}
         assert all(value > 0.0 for value in sigmas.values())
     for section, values in profile.coefficients.items():
         bounds = {c.name: c for c in DECLARED[section.partition(".")[0]]}
@@ -369,3 +371,23 @@ def test_interval_width_by_hand() -> None:
     assert interval_half_width(owed, sigmas, 0.06) == pytest.approx(1.6449 * 0.065)
     both = np.stack([owed, owed])
     assert interval_half_width(both, sigmas, 0.0).shape == (2,)
+
+
+def test_groups_that_a_file_lacks_have_a_stated_deviation(tmp_path: Path) -> None:
+    path = tmp_path / "older.toml"
+    path.write_text(
+        "".join(
+            line
+            for line in profile_text("family-hopper").splitlines(keepends=True)
+            if not line.startswith(("moe =", "mla ="))
+        )
+    )
+    profile = load_profile(str(path))
+    for group, (own, transfer) in FURTHER_GROUPS.items():
+        assert profile.sigma_seen[group] == own
+        assert profile.transfer_sigma[group] == transfer
+
+
+def profile_text(name: str) -> str:
+    """The text of a packaged profile."""
+    return next(f for f in packaged_files() if f.name == f"{name}.toml").read_text()

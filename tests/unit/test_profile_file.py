@@ -11,9 +11,10 @@ import pytest
 
 from rtsim.errors import OutputError
 from rtsim.operators import StackTraits
-from rtsim.profile import DECLARED, GROUPS, Profile, load_profile, profile_names
+from rtsim.profile import DECLARED, FURTHER_GROUPS, GROUPS, Profile, load_profile, profile_names
 from rtsim.profile_file import profile_toml, rounded, write_profile
 
+ALL_GROUPS = (*GROUPS, *FURTHER_GROUPS)
 FREEDOMS = ["host.launch_s", "gemm.fp16.hbm_frac"]
 COVARIANCE = np.array([[0.0123456, -0.001], [-0.001, 2e-7]])
 
@@ -32,10 +33,10 @@ def made() -> Profile:
             "gemm.fp16": {c.name: c.prior for c in DECLARED["gemm"]},
             "gemm.fp8": {first: 1.5 * DECLARED["gemm"][0].prior},
         },
-        sigma_seen=dict.fromkeys(GROUPS, 0.0123),
-        sigma_unseen={group: 0.01 * (i + 1) for i, group in enumerate(GROUPS)},
+        sigma_seen=dict.fromkeys(ALL_GROUPS, 0.0123),
+        sigma_unseen={group: 0.01 * (i + 1) for i, group in enumerate(ALL_GROUPS)},
         sigma_row=0.004,
-        transfer_sigma=dict.fromkeys(GROUPS, 0.2),
+        transfer_sigma=dict.fromkeys(ALL_GROUPS, 0.2),
         fitted_shapes=((96.0, 12288.0, 96.0, 8.0), (28.0, 4096.0, 16.0, 1.0)),
         provenance={"kind": "fitted", "source": 'a "quoted" source', "tables": ["a.csv"]},
     )

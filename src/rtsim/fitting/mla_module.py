@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import memory_bound
 
 from rtsim.device_facts import device_row
 from rtsim.fitting import mla
-from rtsim.machine import absorb_row, gemm_row, memory_bound_row
+from rtsim.machine import absorb_row, gemm_row
 from rtsim.profile import Profile
 from rtsim.specs.gpu import GpuSpec
 
@@ -30,6 +29,7 @@ Array = NDArray[np.float64]
 
 HIDDEN, QUERY_LATENT = 7168.0, 1536.0
 ACTIVATION_BYTES = 2.0
+HELPERS, HELPER_S, STREAM_FRAC = 3.0, 2e-6, 0.8  # kernels, start of one, share of HBM
 KINDS = {"context_module": mla.PREFILL, "generation_module": mla.DECODE}
 
 
@@ -92,19 +92,9 @@ def _rest_s(rows: mla.Rows, form: str, gpu: GpuSpec, profile: Profile, absorbed:
         total = total + product_s(mla.LATENT, mla.NOPE, heads, batched)
         total = total + product_s(mla.V_HEAD_DIM, mla.LATENT, heads, batched)
 
-    memory = memory_bound_row(profile, gpu)
-    for work, width in (
-        ("rmsnorm", QUERY_LATENT + 0.0 * heads),
-        ("rmsnorm", mla.LATENT + 0.0 * heads),
-        ("rope", (heads + 1.0) * mla.ROPE),
-    ):
-        counts = memory_bound.OPERATORS[work]
-        elements = tokens * width
-        same = np.ones(len(tokens))
-        total = total + kernels.memory_bound.memory_bound_many(
-            np.full(len(tokens), counts.kind), tokens, width,
-            elements * counts.read_elements * ACTIVATION_BYTES,
-            elements * counts.written_elements * ACTIVATION_BYTES,
-            elements * counts.flops, same, memory[()], device[()],
-        )  # fmt: skip
+    # Two norms and the rotation, read and written once by one kernel each: streams of bytes. (The
+    # norms of the tables of memory-bound kernels are those of an older stack, far slower.)
+    elements = tokens * (QUERY_LATENT + mla.LATENT + (heads + 1.0) * mla.ROPE)
+    moved = 2.0 * elements * ACTIVATION_BYTES
+    total = total + HELPERS * HELPER_S + moved / (STREAM_FRAC * gpu.hbm_bytes_per_s)
     return np.asarray(total)
