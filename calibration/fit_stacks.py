@@ -97,7 +97,7 @@ EAGER_TRAITS = StackTraits(attention="unfused", logits="all", fused_norm=False, 
 # Further deviation by group on a GPU left out of the fit, as --transfer prints it.
 TRANSFER = {
     "gemm": 0.12, "scores": 0.12, "values": 0.12, "attention": 0.25, "memory_bound": 0.18,
-    "collective": 0.36, "moe": 0.2, "mla": 0.2,
+    "collective": 0.36, "moe": 0.19, "mla": 0.18,
 }  # fmt: skip
 
 GROUPS_OF_KIND = {
@@ -366,6 +366,11 @@ def transfer_sigmas() -> Mapping[str, float]:
             gpus = {m.block.gpu.name for m in found}
             for gpu in sorted(gpus) if len(gpus) > 2 else ():
                 rest = [m.block for m in found if m.block.gpu.name != gpu]
+                if section.startswith(LATENT_KINDS):  # of one generation of kernels
+                    own = mla.has_own_kernels(load_gpu(gpu))
+                    rest = [block for block in rest if mla.has_own_kernels(block.gpu) == own]
+                if not rest:
+                    continue
                 fit = kinds.fit_blocks(rest, quick=True)
                 left = [m for m in found if m.block.gpu.name == gpu]
                 error = np.concatenate(
