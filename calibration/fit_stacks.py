@@ -11,7 +11,9 @@ what the tables give.
   prior); the communication library from nccl-tests on the same GPU;
   norms, activations and the like from kernels timed inside layers (of these stacks only the
   quantisation of activations was measured). A kind that was not measured in a stack takes the
-  coefficients of another stack on that GPU.
+  coefficients of another stack on that GPU. Expert layers have a section for each family of
+  kernels that a stack switches between. Latent attention of vllm was measured in whole blocks only:
+  what its other kernels take is predicted.
 * sarathi-serve (PyTorch kernels timed inside layers, NCCL called from PyTorch) on A100, A40, H100.
 * pytorch (single eager calls between two events, fp32) on P100, V100, T4, A100.
 * family-<architecture>: one set for the GPUs of an architecture, and `family-generic` for all
@@ -46,8 +48,9 @@ from rtsim.calibrate import (
     with_section,
 )
 from rtsim.catalog import load_gpu
-from rtsim.fitting import kinds
+from rtsim.fitting import kernel_rows, kinds, mla, mla_module
 from rtsim.fitting.kinds import Block, SectionFit
+from rtsim.machine import attention_variants
 from rtsim.measurements import read_table
 from rtsim.operators import StackTraits
 from rtsim.profile import Profile, load_profile
@@ -60,6 +63,10 @@ DATE = "2026-11-23"
 
 SERVING = ("vllm", "trtllm", "sglang")
 REFERENCE = "vllm"
+# Latent attention of the reference stack was measured in whole blocks only; that of this one alone.
+LATENT_REFERENCE = "trtllm"
+LATENT_KINDS = ("mla_prefill", "mla_decode")
+ABSORB = "gemm.absorb"  # its batched products
 SERVED = ("a100-sxm4-80gb", "h100-sxm5-80gb", "l40s", "b200-hgx-180gb")
 IN_LAYERS = ("a100-sxm4-80gb", "a40", "h100-sxm5-80gb", "a100-pcie-80gb", "h100-nvl-94gb")
 EAGER = ("p100-pcie-16gb", "v100-pcie-32gb", "t4", "a100-pcie-40gb")
@@ -92,7 +99,7 @@ EAGER_TRAITS = StackTraits(attention="unfused", logits="all", fused_norm=False, 
 # Further deviation by group on a GPU left out of the fit, as --transfer prints it.
 TRANSFER = {
     "gemm": 0.12, "scores": 0.12, "values": 0.12, "attention": 0.25, "memory_bound": 0.18,
-    "collective": 0.36,
+    "collective": 0.36, "moe": 0.19, "mla": 0.18,
 }  # fmt: skip
 
 # 16-bit products run in one library in all serving stacks: what the others' rows say of a GPU is
@@ -108,6 +115,9 @@ GROUPS_OF_KIND = {
     "attention_decode": ("attention",),
     "memory_bound": ("memory_bound",),
     "collective": ("collective",),
+    "moe": ("moe",),
+    "mla_prefill": ("mla",),
+    "mla_decode": ("mla",),
 }
 KINDS = tuple(GROUPS_OF_KIND)
 
@@ -217,11 +227,37 @@ def measured() -> tuple[Measured, ...]:
         sources = sorted(set(table.columns["source"].tolist()))
         versions = sorted(set(table.columns["stack_version"].tolist()) - {""})
         source = f"{', '.join(sources)} ({stack} {', '.join(versions)})".replace(" )", ")")
+        members = np.arange(len(table))
+        if table.kind == "mla":  # whole blocks need a profile: `whole_blocks`
+            members = members[~np.isin(table.columns["op"], mla.MODULES)]
         for block in kinds.blocks_of(
-            kinds.SECTION_KINDS[table.kind], table.columns, np.arange(len(table)), load_gpu
+            kinds.SECTION_KINDS[table.kind], table.columns, members, load_gpu
         ):
             found.append(Measured(block, stack, f"kernels/{path.name}", source))
     return tuple(found)
+
+
+def whole_blocks(profile: Profile, kind: str) -> dict[str, list[Measured]]:
+    """Latent attention inside whole blocks by section; a profile times the rest of the block."""
+    path = TABLES / f"mla_{profile.gpu}_{profile.stack}.csv"
+    if not path.exists():
+        return {}
+    columns = read_table(path).columns
+    gpu = load_gpu(profile.gpu)
+    found: dict[str, list[Measured]] = {}
+    for op, op_kind in mla_module.KINDS.items():
+        for key, members in kernel_rows.grouped(
+            columns, ("dtype", "kv_dtype"), np.flatnonzero(columns["op"] == op)
+        ):
+            if op_kind != kind:
+                continue
+            section = f"{kind}.{attention_variants(key['dtype'], key['kv_dtype'])[0]}"
+            rows = mla_module.rows_of(columns, members, op, gpu, profile, absorbed=False)
+            block = Block(kind, section, gpu, profile.stack, key["dtype"], rows, None)
+            source = ", ".join(sorted(set(columns["source"].tolist())))
+            source = f"{source} ({profile.stack}, whole blocks)"
+            found[section] = [Measured(block, profile.stack, f"kernels/{path.name}", source)]
+    return found
 
 
 def blocks(stacks: Iterable[str], gpus: Iterable[str], kind: str = "") -> dict[str, list[Measured]]:
@@ -271,6 +307,16 @@ def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
         draft.add(found)
     draft.add(in_layers_blocks([gpu_name]))
     has = {section.partition(".")[0] for section in draft.profile.coefficients}
+    if ABSORB not in draft.profile.coefficients:
+        for section, found in blocks([LATENT_REFERENCE], [gpu_name], "gemm").items():
+            if section == ABSORB:
+                draft.add(found)
+    for kind in LATENT_KINDS:
+        if kind not in has:
+            own = whole_blocks(draft.profile, kind)
+            for found in (own or blocks([LATENT_REFERENCE], [gpu_name], kind)).values():
+                draft.add(found)
+                has.add(kind)
     for kind in KINDS:
         if kind not in has and stack != REFERENCE:
             draft.borrow(serving_profile_cached(REFERENCE, gpu_name)[0], kind)
@@ -334,6 +380,11 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
     every = blocks([*SERVING, "nccl"], gpus)
     for section, found in every.items():
         members = own.get(section, found)
+        if section.startswith(LATENT_KINDS):
+            members = [m for m in found if m.stack == LATENT_REFERENCE] or found
+            older = [m for m in members if not mla.has_own_kernels(m.block.gpu)]
+            if architecture == "generic" and older:
+                members = older  # newer GPUs have families of their own
         if section == PRODUCTS_16_BIT:  # 16-bit products run alike in all stacks, and in layers
             members = found + blocks(["sarathi-serve"], gpus, "gemm").get("gemm.fp16", [])
         draft.add(members, every=found)
@@ -355,6 +406,11 @@ def transfer_sigmas() -> Mapping[str, float]:
             gpus = {m.block.gpu.name for m in found}
             for gpu in sorted(gpus) if len(gpus) > 2 else ():
                 rest = [m.block for m in found if m.block.gpu.name != gpu]
+                if section.startswith(LATENT_KINDS):  # of one generation of kernels
+                    own = mla.has_own_kernels(load_gpu(gpu))
+                    rest = [block for block in rest if mla.has_own_kernels(block.gpu) == own]
+                if not rest:
+                    continue
                 elsewhere = {*SERVED, *IN_LAYERS} - {gpu}
                 every = [m.block for m in blocks((*SERVING, "sarathi-serve"), elsewhere)[section]]
                 fit = kinds.fit_family(rest, every)

@@ -47,7 +47,7 @@ from .attention import (
 from .collective import collective_s, wire_bytes
 from .gemm import gemm_s
 from .memory_bound import memory_bound_s
-from .mla import mla_decode_s, mla_decode_work
+from .mla import mla_decode_s, mla_decode_work, mla_prefill_s, mla_prefill_work
 from .moe import moe_s, moe_work
 from .scan import scan_s, scan_work
 from .tables import Coefficient
@@ -90,8 +90,8 @@ WARM = 1.0
 class Machine(NamedTuple):
     """One GPU with its fitted operator models: records when compiled, NamedTuples when not.
 
-    gemm, collective: one row per number format, and per group and implementation. prefill: one
-    for attention, one for latent attention. plan: a PLAN row.
+    gemm, collective: one row per number format, and per group and implementation. plan: a PLAN
+    row.
     """
 
     device: Any
@@ -102,7 +102,8 @@ class Machine(NamedTuple):
     collective: Any
     host: Any
     moe: Any
-    mla: Any
+    mla_prefill: Any
+    mla_decode: Any
     scan: Any
     plan: Any
 
@@ -156,6 +157,72 @@ def mask_of(
 
 
 @jit
+def latent_keys(operator: Any, new_tokens: float, context: float) -> float:
+    """Entries that a query of latent or compressed attention sees on average, at most a window."""
+    keys, window, causal = mask_of(operator, new_tokens, context, 0.0)
+    if causal == 0.0:
+        return keys
+    return visible_pairs(new_tokens, keys, window, causal) / new_tokens
+
+
+@jit
+def latent_s(
+    operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
+) -> tuple[float, int]:
+    """Latent attention: absorbed in decode; with keys and values of all heads for a prompt.
+
+    A prompt of which every query sees a chosen few keys, or pooled ones, takes the shorter of
+    attention to all of them and attention to as many as are seen.
+    """
+    o = operator
+    device = machine.device
+    if new_tokens == 1.0:
+        keys = latent_keys(o, 1.0, context)
+        return mla_decode_s(n_sequences, keys, o.n_heads, o.k, o.n, machine.mla_decode, device, 0.0)
+    warm_frac = 1.0 if new_tokens == context else 0.0
+    if o.n_kv_heads == 1.0:  # one shared head, no keys and values to make
+        keys, window, causal = mask_of(o, new_tokens, context, 0.0)
+        return attention_prefill_s(
+            n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
+            causal, machine.prefill, device, o.v_head_dim, warm_frac,
+        )  # fmt: skip
+    dense_s, dense_bound = mla_prefill_s(
+        n_sequences, new_tokens, context, o.n_heads, o.head_dim - o.n, o.n, o.v_head_dim, o.k,
+        machine.mla_prefill, device, warm_frac,
+    )  # fmt: skip
+    if o.window == 0.0:
+        return dense_s, dense_bound
+    sparse_s, sparse_bound = attention_prefill_s(
+        n_sequences, new_tokens, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window, o.causal,
+        machine.prefill, device, o.v_head_dim, warm_frac,
+    )  # fmt: skip
+    if sparse_s < dense_s:
+        return sparse_s, sparse_bound
+    return dense_s, dense_bound
+
+
+@jit
+def latent_work(
+    operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
+) -> tuple[float, float]:
+    """(FLOPs, compulsory bytes) of latent attention in one step."""
+    o = operator
+    if new_tokens == 1.0:
+        keys = latent_keys(o, 1.0, context)
+        return mla_decode_work(n_sequences, keys, o.n_heads, o.k, o.n, machine.mla_decode)
+    if o.n_kv_heads == 1.0 or o.window > 0.0:
+        keys, window, causal = mask_of(o, new_tokens, context, 0.0)
+        return attention_prefill_work(
+            n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
+            causal, machine.prefill, o.v_head_dim,
+        )  # fmt: skip
+    return mla_prefill_work(
+        n_sequences, new_tokens, context, o.n_heads, o.head_dim - o.n, o.n, o.v_head_dim, o.k,
+        machine.mla_prefill,
+    )  # fmt: skip
+
+
+@jit
 def operator_s(
     operator: Any,
     n_sequences: float,
@@ -191,22 +258,19 @@ def operator_s(
         keys = keys_of(o, context, source)
         batch = n_sequences * o.n_heads
         return gemm_s(new_tokens, o.v_head_dim, keys, batch, copies, machine.gemm[o.row], device)
-    if kind in (tables.ATTENTION, tables.LATENT):
+    if kind == tables.LATENT:
+        return latent_s(o, n_sequences, new_tokens, context, machine)
+    if kind == tables.ATTENTION:
         keys, window, causal = mask_of(o, new_tokens, context, source)
-        if new_tokens == 1.0 and kind == tables.ATTENTION:
+        if new_tokens == 1.0:
             return attention_decode_s(
                 n_sequences, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
                 machine.decode, device, o.v_head_dim, 0.0,
             )  # fmt: skip
-        if new_tokens == 1.0:
-            seen = keys
-            if window > 0.0:
-                seen = min(keys, window)
-            return mla_decode_s(n_sequences, seen, o.n_heads, o.k, o.n, machine.mla, device, 0.0)
         warm_frac = 1.0 if new_tokens == context else 0.0  # all keys are new, or most are cached
         return attention_prefill_s(
             n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
-            causal, machine.prefill[o.row], device, o.v_head_dim, warm_frac,
+            causal, machine.prefill, device, o.v_head_dim, warm_frac,
         )  # fmt: skip
     if kind == tables.MEMORY_BOUND:
         width = o.width
@@ -283,21 +347,18 @@ def operator_work(
             k = keys
         moved = m * k * row.a_bytes + k * n * row.b_bytes + m * n * row.out_bytes
         return 2.0 * batch * m * n * k, batch * moved
-    if kind in (tables.ATTENTION, tables.LATENT):
+    if kind == tables.LATENT:
+        return latent_work(o, n_sequences, new_tokens, context, machine)
+    if kind == tables.ATTENTION:
         keys, window, causal = mask_of(o, new_tokens, context, source)
-        if new_tokens == 1.0 and kind == tables.ATTENTION:
+        if new_tokens == 1.0:
             return attention_decode_work(
                 n_sequences, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
                 machine.decode, o.v_head_dim,
             )  # fmt: skip
-        if new_tokens == 1.0:
-            seen = keys
-            if window > 0.0:
-                seen = min(keys, window)
-            return mla_decode_work(n_sequences, seen, o.n_heads, o.k, o.n, machine.mla)
         return attention_prefill_work(
             n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
-            causal, machine.prefill[o.row], o.v_head_dim,
+            causal, machine.prefill, o.v_head_dim,
         )  # fmt: skip
     if kind == tables.MEMORY_BOUND:
         width = o.width

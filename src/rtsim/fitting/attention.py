@@ -37,7 +37,8 @@ from rtsim_kernels.tables import Coefficient
 
 from rtsim.device_facts import attention_peak_flops_per_s, device_row
 from rtsim.fit import Fit, centred, fit_coefficients
-from rtsim.fitting.measured_rows import MeasuredRows
+from rtsim.fitting.cluster import cluster_rows
+from rtsim.fitting.measured_rows import MeasuredRows, joined
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -185,33 +186,8 @@ def features(rows: Rows) -> Array:
 
 
 def choose_rows(rows: Rows, count: int = 64, seed: int = 0, rounds: int = 15) -> NDArray[np.intp]:
-    """Positions of at most `count` rows to fit, from sizes alone.
-
-    k-means clusters of the features (Lloyd 1982), started at seeded rows; the row nearest to the
-    centre of each cluster is taken.
-    """
-    points = features(rows)
-    count = min(count, len(points))
-    centres = points[np.random.default_rng(seed).permutation(len(points))[:count]].copy()
-    for _ in range(rounds):
-        nearest = _squared_distances(points, centres).argmin(axis=1)
-        for k in range(count):
-            members = nearest == k
-            if members.any():
-                centres[k] = points[members].mean(axis=0)
-    distance = _squared_distances(points, centres)
-    taken: list[int] = []
-    for k in range(count):
-        order = np.argsort(distance[:, k], kind="stable")
-        taken.append(next(int(i) for i in order if int(i) not in taken))
-    return np.array(taken, dtype=np.intp)
-
-
-def _squared_distances(points: Array, centres: Array) -> Array:
-    inner = points @ centres.T
-    return np.asarray(
-        (points**2).sum(axis=1)[:, None] - 2.0 * inner + (centres**2).sum(axis=1)[None]
-    )
+    """Positions of at most `count` rows to fit, from sizes alone: centres of clusters."""
+    return cluster_rows(features(rows), count, seed, rounds)
 
 
 def predict(rows: Rows, coefficients: Mapping[str, float | Array]) -> Array:
@@ -357,17 +333,6 @@ def _fit_parts(
         derivative_steps=DERIVATIVE_STEPS,
     )
     return replace(fit, values=_exact(fit, usual))
-
-
-def joined(parts: Sequence[Rows]) -> Rows:
-    """Rows of one kind, one part after the other."""
-    first = parts[0]
-    arrays: dict[str, Any] = {
-        name: np.concatenate([vars(part)[name] for part in parts])
-        for name, value in vars(first).items()
-        if isinstance(value, np.ndarray)
-    }
-    return replace(first, **arrays)
 
 
 def _moved(coefficients: tuple[Coefficient, ...], move: Array) -> Array:
