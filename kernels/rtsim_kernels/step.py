@@ -83,6 +83,7 @@ HOST = tables.coefficient_dtype(HOST_COEFFICIENTS)
 # cold; this many copies in rotation says so to the GEMM model.
 COLD = 1e9
 EULER = 0.5772156649  # limit of H(n) - ln n
+INDEX_BLOCK = 64.0  # entries of an index are kept and scored in blocks (DeepSeek's paged cache)
 # Operands of a batched attention GEMM that were written by the kernel before.
 WARM = 1.0
 
@@ -127,12 +128,15 @@ def operator_units(operator: Any, n_sequences: float, new_tokens: float, context
 
 @jit
 def keys_of(operator: Any, context: float, source: float) -> float:
-    """Entries that scores are computed for: of the source, of the context, or pooled."""
+    """Entries that scores are computed for: of the source, of the context, or pooled.
+
+    Entries of an index (compression 1 or more) lie in whole blocks.
+    """
     keys = context
     if operator.source > 0.0:
         keys = source
     if operator.compression > 0.0:
-        keys = max(1.0, context / operator.compression)
+        keys = math.ceil(context / operator.compression / INDEX_BLOCK) * INDEX_BLOCK
     return keys
 
 

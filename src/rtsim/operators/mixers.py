@@ -157,7 +157,7 @@ def attend_compressed(build: Builder, layout: Layout, mixer: CompressedAttention
         build.elementwise("key pooling", "softmax", 2.0 * mixer.head_dim)
     limit = 0
     if mixer.indexer is not None:
-        index(build, mixer.indexer, hidden, compression=mixer.compression)
+        index(build, mixer.indexer, hidden, compression=max(1, mixer.compression))
         limit = mixer.indexer.top_k
     if mixer.compression:
         reach = {"compression": mixer.compression, "key_limit": limit, "window": mixer.window}
@@ -173,7 +173,7 @@ def attend_compressed(build: Builder, layout: Layout, mixer: CompressedAttention
                row=GEMM_ATTENTION)  # fmt: skip
 
 
-def index(build: Builder, indexer: IndexerSpec, hidden: int, *, compression: int = 0) -> None:
+def index(build: Builder, indexer: IndexerSpec, hidden: int, *, compression: int = 1) -> None:
     """Scores of all keys by a few small heads, and the choice of the best.
 
     Every GPU of a tensor-parallel group does it whole: the choice has to be the same.
