@@ -94,6 +94,9 @@ HOST_NOTE = (
     "(CUDA-graph replay, 1.5 us per kernel, 0.4 ms per step)"
 )
 EAGER_NOTE = "kernels timed as single eager calls, launch in the time; host track at its priors"
+# Norms and the like of these stacks stream, as whole blocks of latent attention say
+# (rtsim_kernels/memory_bound.py).
+SERVING_TRAITS = StackTraits(vector_kernels=True)
 EAGER_TRAITS = StackTraits(attention="unfused", logits="all", fused_norm=False, eager_copies=True)
 
 # Further deviation by group on a GPU left out of the fit, as --transfer prints it.
@@ -299,7 +302,8 @@ def other_stacks(stack: str, gpu_name: str, section: str) -> list[Measured]:
 def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
     """A serving stack on a GPU."""
     gpu = load_gpu(gpu_name)
-    draft = Draft(replace(blank_profile(stack, gpu), name=f"{stack}-{gpu_name}"))
+    blank = blank_profile(stack, gpu, SERVING_TRAITS)
+    draft = Draft(replace(blank, name=f"{stack}-{gpu_name}"))
     draft.profile = replace(draft.profile, coefficients={"host": HOST})
     for section, found in blocks([stack], [gpu_name]).items():
         draft.add(found, alike=other_stacks(stack, gpu_name, section))
@@ -364,7 +368,7 @@ def eager_profile(gpu_name: str) -> tuple[Profile, str]:
 def family_profile(architecture: str) -> tuple[Profile, str]:
     """One set of coefficients for the GPUs of an architecture."""
     gpus = FAMILIES[architecture]
-    blank = blank_profile(REFERENCE, load_gpu(gpus[0]))
+    blank = blank_profile(REFERENCE, load_gpu(gpus[0]), SERVING_TRAITS)
     draft = Draft(
         replace(
             blank, name=f"family-{architecture}", gpu="", architecture=architecture,

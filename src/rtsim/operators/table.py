@@ -28,6 +28,11 @@ COLLECTIVE_EXPERTS = 3  # tokens to their experts and back
 COLLECTIVE_CONTEXT = 4  # keys and values, or parts of outputs, of a context-parallel group
 
 
+# Memory-bound operators that some stacks run with loads of 16 bytes.
+VECTOR_MAKES = {
+    name: f"{name}_vector" for name in memory_bound.OPERATORS
+    if f"{name}_vector" in memory_bound.OPERATORS
+}  # fmt: skip
 # What a trait in words may be.
 TRAIT_VALUES = {"attention": ("fused", "unfused"), "logits": ("all", "last")}
 
@@ -47,6 +52,7 @@ class StackTraits:
         SHARP); library_in_switch_reduction: the library's do.
     pair_links: where links join pairs of GPUs, the two of a pair use theirs.
     absorbed_prefill: latent attention works on the latents for prompts too.
+    vector_kernels: norms, gated activations and rotary kernels load 16 bytes per thread.
     """
 
     attention: str = "fused"
@@ -58,6 +64,7 @@ class StackTraits:
     library_in_switch_reduction: bool = False
     pair_links: bool = True
     absorbed_prefill: bool = False
+    vector_kernels: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,13 @@ class OperatorTable:
 
 @dataclass
 class Builder:
-    """Collects rows and segments. element_bytes: of activations (2 for bf16)."""
+    """Collects rows and segments.
+
+    element_bytes: of activations (2 for bf16). vector_kernels: see `StackTraits`.
+    """
 
     element_bytes: float
+    vector_kernels: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     segments: list[tuple[int, int, int, int, int]] = field(default_factory=list)
@@ -119,6 +130,8 @@ class Builder:
 
         adds_residual: the same kernel adds the residual, which is one more read and write.
         """
+        if self.vector_kernels:
+            work = VECTOR_MAKES.get(work, work)
         counts = memory_bound.OPERATORS[work]
         more = 1.0 if adds_residual else 0.0
         self.add(name, tables.MEMORY_BOUND, launches=launches, work_kind=counts.kind, width=width,
