@@ -12,7 +12,7 @@ attention, collectives, matrix products and the other kernels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rtsim_kernels import tables
@@ -41,6 +41,7 @@ _GROUP_OF_KIND = {
 }
 # Memory-bound parts of unfused attention; norms, biases and residuals around it are not.
 _UNFUSED = ("attention mask", "attention scale", "attention softmax", "attention transpose")
+_SMALL_FRAC = 0.05  # of the largest part of a difference: below it a part is not worth naming
 _HOST_ROW = "GPU waits for host"
 
 
@@ -81,7 +82,7 @@ class Compared:
         return None if cost is None else cost.usd_per_request
 
     def metric(self, name: str) -> float | None:
-        """"runtime", "cost" or "energy" per request (of one sequence)."""
+        """ "runtime", "cost" or "energy" per request (of one sequence)."""
         return {"runtime": self.runtime_s, "cost": self.cost_usd, "energy": self.energy_j}[name]
 
     def interval(self, name: str) -> Interval | None:
@@ -90,9 +91,7 @@ class Compared:
         if value is None:
             return None
         runtime = self.prediction.interval_90.e2e_latency_s
-        return Interval(
-            value * runtime.low / self.runtime_s, value * runtime.high / self.runtime_s
-        )
+        return Interval(value * runtime.low / self.runtime_s, value * runtime.high / self.runtime_s)
 
     def per_token(self, name: str) -> float | None:
         """A metric divided by the output tokens of the request."""
@@ -112,15 +111,13 @@ class Difference:
     delta_s_by_group: Mapping[str, float]
 
     @property
-    def main_reasons(self) -> list[str]:
-        """Groups that make up the difference, largest first, in words."""
-        if self.delta_s == 0.0:
-            return ["nothing"]
+    def main_groups(self) -> list[tuple[str, float]]:
+        """Groups that make up the difference, in seconds, largest first; small ones left out."""
         parts = sorted(self.delta_s_by_group.items(), key=lambda item: -abs(item[1]))
         return [
-            f"{group} {100.0 * seconds / abs(self.delta_s):+.0f} %"
+            (group, seconds)
             for group, seconds in parts
-            if abs(seconds) >= 0.05 * abs(self.delta_s)
+            if seconds and abs(seconds) >= _SMALL_FRAC * abs(parts[0][1])
         ]
 
 
@@ -235,8 +232,6 @@ def time_by_group(chosen: System, prediction: Prediction) -> dict[str, float]:
 
 
 def _ranked(systems: Sequence[Compared]) -> tuple[Compared, ...]:
-    from dataclasses import replace
-
     ranks: list[dict[str, RankRange]] = [{} for _ in systems]
     for name in ("runtime", "cost", "energy"):
         known = [i for i, one in enumerate(systems) if one.metric(name) is not None]

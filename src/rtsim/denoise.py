@@ -322,9 +322,7 @@ def _parts(x: Array, prompts: Sequence[int]) -> tuple[float | None, Array, str]:
     return overhead, whole - overhead, note
 
 
-def _bootstrap(
-    rows: Sequence[Latency], prompts: Sequence[int], x: Array, bootstraps: int
-) -> Array:
+def _bootstrap(rows: Sequence[Latency], prompts: Sequence[int], x: Array, bootstraps: int) -> Array:
     """Fits to tables drawn from this one: cells first, then the repeats of each, (draws, n)."""
     random = np.random.default_rng(0)  # equal tables, equal intervals
     by_cell: dict[tuple[int, int], list[Latency]] = {}

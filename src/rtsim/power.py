@@ -49,7 +49,7 @@ def energy_j(
         rows = [row for row in prediction.breakdown if row.phase == phase]
         busy = [row for row in rows if row.bound != "host"]
         flops = sum(row.flops for row in busy)
-        moved = sum(row.bytes for row in busy if row.flops > 0.0 or row.bound != "interconnect")
+        moved = sum(row.bytes for row in busy if row.bound != "interconnect")  # not of the HBM
         if whole_s <= 0.0:
             continue
         # Work spread over the phase, so that waiting is at idle whatever its order.
