@@ -34,11 +34,14 @@ def system_on(
     >>> system_on("gpt3-175b", "a100", num_gpus=8).parallelism.tp
     8
     """
-    formats = {"stack": stack, "dtype": dtype, "quantization": quantization}
-    alone = system(arch, gpu, tp=1, **formats)
+
+    def with_split(tp: int, pp: int) -> System:
+        return system(arch, gpu, tp=tp, pp=pp, stack=stack, dtype=dtype, quantization=quantization)
+
+    alone = with_split(1, 1)
     sizes = (batch_size, input_len, input_len + output_len - 1)
     split = _fewest(alone, sizes) if num_gpus is None else _stated(alone, num_gpus)
-    return alone if split == (1, 1) else system(arch, gpu, tp=split[0], pp=split[1], **formats)
+    return alone if split == (1, 1) else with_split(*split)
 
 
 def placement_of(chosen: System) -> Placement:

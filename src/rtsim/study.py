@@ -43,6 +43,10 @@ class Study:
                 return model.num_gpus, f"study {self.name}: {model.gpus_source}"
         return None, ""
 
+    def gpus_for_name(self, arch: str, gpu: object) -> int | None:
+        """The same for a name or alias of the catalogue, or a file."""
+        return self.gpus_for(arch if arch.endswith(".toml") else resolve("models", arch), gpu)[0]
+
 
 def gpu_name(gpu: object) -> str:
     """The catalogue name of a GPU given by name, file or specification."""

@@ -50,7 +50,7 @@ _SECONDS_PER_HOUR = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One model in one scenario. dominated_by: models that are no worse in both and better in one."""
+    """One model in one scenario. dominated_by: no worse in both metrics, better in one."""
 
     model: str
     x: float
@@ -193,7 +193,7 @@ class _Timed:
                 continue
             wanted = stand.num_gpus
             if wanted is None and study is not None:
-                wanted = study.gpus_for(_packaged(stand), gpu)[0]
+                wanted = study.gpus_for_name(stand.arch, gpu)
             try:
                 chosen = system_on(stand.arch, gpu, stack, num_gpus=wanted)
             except RtsimError as error:
@@ -227,13 +227,6 @@ class _Timed:
         if metric == "idealized_energy":
             return math.nan if chosen.gpu.power_w is None else gpus * chosen.gpu.power_w
         return 1.0
-
-
-def _packaged(stand: Stand) -> str:
-    from rtsim.catalog import resolve
-
-    arch = stand.arch or ""
-    return arch if arch.endswith(".toml") else resolve("models", arch)
 
 
 def _join(

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from rtsim.errors import DataError, SpecError
@@ -25,11 +26,12 @@ from rtsim.measure_api.endpoint import Answer, Endpoint
 from rtsim.measure_api.table import OK, SHORT, ResultsTable, Row
 
 # Each is one token with the byte-pair vocabularies in use, with the blank before it.
-_WORDS = (
-    "time year people way day man thing woman life child world school state family student group "
-    "country problem hand part place case week company system program question work government "
-    "number night point home water room mother area money story fact month lot right study book"
-).split()
+_WORDS = tuple(
+    """time year people way day man thing woman life child world school state family student group
+    country problem hand part place case week company system program question work government
+    number night point home water room mother area money story fact month lot right study book
+    """.split()  # noqa: SIM905 (as a list it would take a line a word)
+)
 _RANDOM_WORDS = 8
 _SECONDS_PER_MINUTE = 60.0
 _FAILURES_IN_A_ROW = 3  # rows: from then on the endpoint is taken to be down
@@ -128,7 +130,8 @@ def collect(
             in_a_row = 0
         else:
             problems.append(f"prompt {cell[0]}, output {cell[1]}: {answer.problem}")
-            in_a_row += 1
+            # A size that the model cannot take says nothing about the next one.
+            in_a_row += answer.retry or not any(written.values())
         if in_a_row >= _FAILURES_IN_A_ROW:
             raise DataError(
                 endpoint.shown_url,
@@ -185,7 +188,7 @@ def _row(
     endpoint: Endpoint, provider: str, cell: tuple[int, int, int], answer: Answer, attempts: int
 ) -> Row:
     arrivals = answer.arrivals_s
-    gaps = [b - a for a, b in zip(arrivals, arrivals[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(arrivals)]
     status = answer.problem or (OK if answer.tokens == cell[1] else SHORT)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return Row(

@@ -27,6 +27,8 @@ _LONGEST_PROBLEM = 160  # characters of a server's message that are kept
 _LARGEST_ERROR_BYTES = 4096
 _LONGEST_LINE = 1 << 20
 _OK = 200
+_BAD_REQUEST = 400  # below it: redirects, which are not followed
+_FATAL = (401, 403, 404, 405)  # whatever is asked; 400, 413 and 422 are of one size
 _TOO_MANY = 429
 _SERVER_ERRORS = 500
 
@@ -53,13 +55,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An address, a model and how to ask it. timeout_s: of each wait for the next piece."""
+    """An address, a model and how to ask it.
+
+    timeout_s: of each wait for something; longest_call_s: of a call, however lively.
+    """
 
     base_url: str
     model: str
     form: Form = "completions"
     key: str | None = field(default=None, repr=False)
     timeout_s: float = 60.0
+    longest_call_s: float = 600.0
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
@@ -105,7 +111,7 @@ class Endpoint:
             if response.status != _OK:
                 return self._refusal(response, failed)
             ended = False
-            for event in _events(response):
+            for event in _events(response, start + self.longest_call_s):
                 if event == "[DONE]":
                     ended = True
                     break
@@ -182,7 +188,7 @@ class Endpoint:
             wait_s = _retry_after(response.getheader("Retry-After"))
             answer: Answer = failed(problem, retry=True, retry_after_s=wait_s)
             return answer
-        refused: Answer = failed(problem, fatal=True)
+        refused: Answer = failed(problem, fatal=status in _FATAL or status < _BAD_REQUEST)
         return refused
 
     def _clean(self, text: str) -> str:
@@ -193,10 +199,15 @@ class Endpoint:
         return text if len(text) <= _LONGEST_PROBLEM else text[: _LONGEST_PROBLEM - 3] + "..."
 
 
-def _events(response: http.client.HTTPResponse) -> Iterator[str]:
-    """The data of each server-sent event; lines of an event are joined."""
+def _events(response: http.client.HTTPResponse, deadline: float) -> Iterator[str]:
+    """The data of each server-sent event; lines of an event are joined, comments left out.
+
+    Raises TimeoutError past the deadline (`time.perf_counter`): signs of life are no tokens.
+    """
     lines: list[str] = []
     while raw := response.readline(_LONGEST_LINE):
+        if time.perf_counter() > deadline:
+            raise TimeoutError
         line = raw.decode("utf-8", "replace").rstrip("\r\n")
         if line.startswith("data:"):
             lines.append(line[5:].lstrip())
@@ -242,7 +253,7 @@ def _message(body: Any) -> str:
 
 
 def _retry_after(text: str | None) -> float | None:
-    """Seconds of a Retry-After header, which holds seconds or a date; None where it says nothing."""
+    """Seconds of a Retry-After header, which holds seconds or a date; None: it says nothing."""
     if not text:
         return None
     try:
