@@ -7,6 +7,7 @@ their own; every axis names its quantity and unit. Files are written whole or no
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from rtsim.profiled import ProfiledModel
     from rtsim.tradeoff import Panel, Tradeoff
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C564B")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")  # no divisor shared with the colours
 _GREY = "0.45"
 _MOST_PANELS = 9
+_TITLE_WIDTH = 40  # characters over a panel
 _AXIS_TEXT = {
     "raw_runtime": "measured runtime of a request (s)",
     "denoised_runtime": "denoised runtime of a request (s)",
@@ -120,13 +122,20 @@ def plot_tradeoff(result: Tradeoff, path: str, *, scenarios: bool = False) -> No
         _tradeoff_panel(axis, panel, models)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
-    handles: dict[str, Any] = {}
-    for axis in axes[: len(panels)]:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize=8,
+    figure.legend(handles=_legend(models), loc="outside lower center", fontsize=8,
                   ncols=4, frameon=False)  # fmt: skip
     _save(figure, path)
+
+
+def _legend(models: Sequence[str]) -> list[Any]:
+    """A filled marker per model, whatever it is in the panels, and the frontier's line."""
+    from matplotlib.lines import Line2D
+
+    made = [
+        Line2D([], [], linestyle="none", ms=7, label=model, **_style(i))
+        for i, model in enumerate(models)
+    ]
+    return [*made, Line2D([], [], color=_GREY, lw=1.2, label="Pareto frontier (filled markers)")]
 
 
 def _tradeoff_panel(axis: Any, panel: Panel, models: Sequence[str]) -> None:
@@ -136,12 +145,10 @@ def _tradeoff_panel(axis: Any, panel: Panel, models: Sequence[str]) -> None:
         axis.scatter(
             point.x, point.y, s=62, marker=style["marker"], zorder=3, edgecolors=style["color"],
             facecolors=style["color"] if point.on_frontier else "white", linewidths=1.6,
-            label=point.model,
         )  # fmt: skip
     front = [(point.x, point.y) for point in panel.points if point.on_frontier]
     xs, ys = zip(*front, strict=True)
-    axis.plot(xs, ys, drawstyle="steps-post", color=_GREY, lw=1.2, zorder=2,
-              label="Pareto frontier (filled markers)")  # fmt: skip
+    axis.plot(xs, ys, drawstyle="steps-post", color=_GREY, lw=1.2, zorder=2)
     if min(point.x for point in panel.points) > 0.0:
         axis.set_xscale("log")
         _plain_log_ticks(axis)
@@ -149,7 +156,7 @@ def _tradeoff_panel(axis: Any, panel: Panel, models: Sequence[str]) -> None:
     axis.set_ylabel(panel.y.replace("_", " "))
     axis.grid(color="0.92")
     axis.set_axisbelow(True)
-    axis.set_title(panel.scenario, fontsize=9)
+    axis.set_title(textwrap.fill(panel.scenario, _TITLE_WIDTH), fontsize=9)
 
 
 def _plain_log_ticks(axis: Any) -> None:
@@ -158,7 +165,9 @@ def _plain_log_ticks(axis: Any) -> None:
 
     low, high = axis.get_xlim()
     decades = math.log10(high / low)
-    subs = (1.0, 2.0, 5.0) if decades < 1.7 else ((1.0, 3.0) if decades < 2.5 else (1.0,))
+    subs = (1.0,) if decades > 2.5 else (1.0, 3.0)
+    if decades < 1.7:
+        subs = (1.0, 2.0, 5.0) if decades > 0.8 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     axis.xaxis.set_major_locator(LogLocator(subs=subs))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())
@@ -174,8 +183,13 @@ def plot_profiled(models: Sequence[ProfiledModel], path: str) -> None:
     check_plot_file(path)
     figure = _figure(9.0, 4.2)
     left, right = figure.subplots(1, 2)
+    names = [model.model or "measured" for model in models]
+    middle = shortest = 0
     for i, model in enumerate(models):
         style = _style(i)
+        style["label"] = names[i]
+        if names.count(names[i]) > 1:  # one model on several systems
+            style["label"] += f", {model.system.partition(',')[0]}"
         prompts = sorted({p for p, _ in model.sizes})
         middle = min(prompts, key=lambda p: abs(p - 512))
         shortest = min(o for _, o in model.sizes)
@@ -184,13 +198,13 @@ def plot_profiled(models: Sequence[ProfiledModel], path: str) -> None:
         _curve(left, model, style, at_middle, varying=1, fixed=middle)
         _curve(right, model, style, at_shortest, varying=0, fixed=shortest)
     left.set_xlabel("output tokens")
-    left.set_title("a prompt of about 512 tokens: linear", fontsize=9)
+    left.set_title(f"a prompt of about {middle} tokens: linear", fontsize=9)
     right.set_xlabel("prompt tokens")
-    right.set_title("one output token: piecewise linear", fontsize=9)
+    right.set_title(f"output tokens: {shortest}, piecewise linear", fontsize=9)
     for axis in (left, right):
         axis.set_ylabel("runtime (s)")
         axis.grid(color="0.92")
-        axis.set_yscale("log")
+        axis.set_ylim(bottom=0.0)
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4,
                   fontsize=8, frameon=False)  # fmt: skip
     _save(figure, path)
@@ -202,7 +216,7 @@ def _curve(
 ) -> None:  # fmt: skip
     """Measured points, and the fit as a line. varying: 0 the prompt, 1 the output."""
     xs = np.array([float(model.sizes[k][varying]) for k in rows])
-    axis.scatter(xs, [model.runtime_s[k] for k in rows], s=22, label=model.model or "measured",
+    axis.scatter(xs, [model.runtime_s[k] for k in rows], s=22,
                  zorder=3, linewidths=0, **style)  # fmt: skip
     fine = np.linspace(xs.min(), xs.max(), 200)
     lengths = [np.full_like(fine, fixed), fine] if varying else [fine, np.full_like(fine, fixed)]

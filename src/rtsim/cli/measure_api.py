@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import click
 
@@ -84,7 +85,7 @@ def command(
         backoff_s=backoff,
     )
     endpoint = Endpoint(url, model, form, key, timeout)  # type: ignore[arg-type]  # checked there
-    on_terminal = click.get_text_stream("stderr").isatty()
+    on_terminal = sys.stderr is not None and sys.stderr.isatty()
 
     def progress(done: int, total: int, status: str) -> None:
         if on_terminal:

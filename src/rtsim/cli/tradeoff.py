@@ -106,7 +106,7 @@ def _columns(result: Tradeoff) -> dict[str, list[Any]]:
         remarks: dict[str, list[str]] = {}
         for mark in view.marked:
             remarks.setdefault(mark.model, []).append(mark.reason)
-        rows = [
+        rows: list[tuple[Any, ...]] = [
             (view.metric, panel.scenario, p.model, p.x, p.y, int(p.on_frontier),
              ";".join(p.dominated_by), "; ".join(remarks.get(p.model, ())))
             for panel in (view.overall, *view.scenarios)
