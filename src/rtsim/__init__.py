@@ -85,7 +85,6 @@ _HOME = {
 }
 
 __all__ = [
-    "__version__",
     "Calibration",
     "Comparison",
     "Curve",
@@ -105,6 +104,7 @@ __all__ = [
     "UnknownName",
     "ValidationReport",
     "WorkloadSpec",
+    "__version__",
     "against_idealized",
     "calibrate",
     "compare",

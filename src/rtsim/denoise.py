@@ -6,15 +6,16 @@ Contention only ever adds time, so the fit follows the floor of the table: of ea
 fastest repeats, over all cells a low quantile regression (`fit.quantile_regression`), monotone in
 p. Every pass of the model (the prompt's and one per further token) waits its own turn, so the
 waiting of a call grows with its output tokens: a cell weighs in proportion to its repeats and
-inversely to its output tokens. Long outputs are rarely seen at their fastest; giving them equal
-weight overestimates the per-output-token time by 20-40 % on two repeats (docs/paper.md).
+inversely to its output tokens. Long outputs are rarely seen at their fastest; least squares over
+all cells alike overestimates the per-output-token time (docs/paper.md).
 
 Overhead and prefill are told apart by one fact: a prompt of one token is one pass over one token,
 as an output token is, so prefill(1) = per_output_token (the convention of the published fits).
 
 Source: Narayanan et al., "Cheaply Evaluating Inference Efficiency Metrics", NeurIPS 2023,
-section 4. Known error: on synthetic tables with heavy-tailed noise the per-output-token time is
-within 3 % (property test); on 2 repeats of 28 cells within 8 % of fits to many more.
+section 4. Known error (docs/paper.md): on synthetic tables with heavy-tailed noise and 10 repeats
+the per-output-token time is within 3 %; on 2 repeats of 28 cells within 8 % of published fits to
+many more.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from rtsim.measurements import read_table, write_table
 Array = NDArray[np.float64]
 
 LEVEL = 0.1  # quantile of the cells' fastest repeats that the curve follows
-FASTEST_FRAC = 0.2  # of a cell's repeats, at least one, make its floor
+FASTEST_FRAC = 0.1  # of a cell's repeats, at least one, make its floor
 TOO_FAST_FRAC = 0.15  # a call this much below the floor did less than was asked
 CONTENDED_FRAC = 0.25  # a cell this much above the floor was never seen undisturbed
 FEWEST_REPEATS = 3

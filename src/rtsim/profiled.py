@@ -126,7 +126,7 @@ def profile_fit(
         marked = [m for m in latencies.marked if m.model == label]
         notes = tuple(f"line {m.line}: {m.reason}" for m in marked)
         fitted.append(
-            _profiled(path, label, sizes, times, [row.line for row in rows], system, 1, notes)
+            fit_table(path, label, sizes, times, [row.line for row in rows], system, 1, notes)
         )
     return fitted
 
@@ -137,16 +137,20 @@ def _of_configuration(
     if len(set(c.batch.tolist())) > 1:
         raise DataError(path, f"{c.label} has several batch sizes; the form is of one")
     sizes = list(zip(c.prompt_tokens.astype(int), c.output_tokens.astype(int), strict=True))
-    return _profiled(
+    return fit_table(
         path, c.label, [(int(p), int(o)) for p, o in sizes], c.runtime_s, lines.tolist(),
         c.system(), int(c.batch[0]), (),
     )  # fmt: skip
 
 
-def _profiled(
+def fit_table(
     path: str | Path, label: str, sizes: Sequence[tuple[int, int]], runtime_s: Array,
-    lines: Sequence[int], system: System | None, batch: int, notes: tuple[str, ...],
+    lines: Sequence[int], system: System | None = None, batch: int = 1, notes: tuple[str, ...] = (),
 ) -> ProfiledModel:  # fmt: skip
+    """Fit one model's runtimes; sizes: (prompt, output) tokens of each row.
+
+    Raises DataError, naming `path`, where they are of one output length or fewer than three.
+    """
     prompts = np.array([float(p) for p, _ in sizes])
     outputs = np.array([float(o) for _, o in sizes])
     if len(set(outputs.tolist())) < 2:
