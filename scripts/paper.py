@@ -392,7 +392,7 @@ def shrink(path: Path) -> None:
     from PIL import Image
 
     with Image.open(path) as image:
-        small = image.convert("RGB").quantize(48, method=Image.Quantize.MEDIANCUT)
+        small = image.convert("RGB").quantize(128, method=Image.Quantize.MAXCOVERAGE)
     small.save(path, optimize=True)
 
 

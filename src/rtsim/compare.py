@@ -17,7 +17,8 @@ from pathlib import Path
 
 from rtsim_kernels import tables
 
-from rtsim.errors import RtsimError, SpecError
+from rtsim.catalog import load_gpu, load_model
+from rtsim.errors import RtsimError, SpecError, UnknownName
 from rtsim.gpus_needed import placement_of, system_on
 from rtsim.power import EnergyModel, energy_j
 from rtsim.predict import System
@@ -156,7 +157,7 @@ def compare(
 
     num_gpus: for every model; None: the study's number where its GPU is used, else the fewest
     that hold the model. A system that cannot be predicted is refused with its reason, the others
-    stand; where none is left its error is raised.
+    stand; where none is left, or a name is not known, the error is raised.
 
     >>> both = compare(["gpt3-175b", "gpt3-6.7b"], ["a100"], ["megatron-lm"])
     >>> [one.prediction.num_gpus for one in both.systems]
@@ -165,11 +166,14 @@ def compare(
     if not (archs and gpus and stacks):
         raise SpecError("arch", list(map(str, archs)), "needs at least one model, GPU and stack")
     energy_model_known(energy_model)
+    # A name that nothing answers to is a fault of the whole question.
+    models = [arch if isinstance(arch, ModelSpec) else load_model(arch) for arch in archs]
+    parts = [gpu if isinstance(gpu, GpuSpec) else load_gpu(gpu) for gpu in gpus]
     found: list[Compared] = []
     refused: list[Refused] = []
-    first: RtsimError | None = None
-    for arch in archs:
-        for gpu in gpus:
+    errors: dict[str | None, list[RtsimError]] = {stack: [] for stack in stacks}
+    for arch in models:
+        for gpu in parts:
             for stack in stacks:
                 wanted, why = num_gpus, "stated"
                 if wanted is None and study is not None:
@@ -181,14 +185,15 @@ def compare(
                     )  # fmt: skip
                     prediction = chosen.predict(batch_size, input_len, output_len)
                 except RtsimError as error:
-                    first = first or error
-                    label = " / ".join(str(getattr(x, "name", x)) for x in (arch, gpu, stack) if x)
+                    errors[stack].append(error)
+                    label = " / ".join(filter(None, (arch.name, gpu.name, stack)))
                     refused.append(Refused(label, str(error)))
                     continue
                 why = why if wanted is not None else "fewest that fit"
                 found.append(_compared(chosen, prediction, why, energy_model))
-    if not found and first is not None:
-        raise first
+    for of_stack in errors.values():
+        if of_stack and (not found or all(isinstance(e, UnknownName) for e in of_stack)):
+            raise of_stack[0]
     ranked = _ranked(found)
     return Comparison(ranked, _differences(ranked), tuple(refused), energy_model, _notes(ranked))
 

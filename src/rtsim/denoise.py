@@ -21,7 +21,7 @@ many more.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +42,10 @@ FEWEST_REPEATS = 3
 REPEATS_FOR_SPREAD = 5  # from here on the spread within cells says where waiting comes from
 BOOTSTRAPS = 200
 _INTERVAL = 0.95  # quantile of the bootstrap's deviations that makes the interval
-_RESOLUTION_FRAC = 0.003  # no interval is narrower: clocks and networks
-_MOST_CYCLES = 3  # of leaving out calls that are too fast
+_RESOLUTION_FRAC = 0.015  # no interval is narrower: clocks and networks jitter both ways
+_LEAST_S = 1e-9
+_UPPER_LEVEL, _FAR_TOO_FAST_FRAC = 0.3, 0.4
+_CYCLES = 2  # of leaving out calls below the floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ class _Cells:
     floor_s: Array
     repeats: Array
     spread_s: Array  # median repeat above the floor
+    gap_s: Array  # second fastest repeat above the fastest; 0 where there is one only
 
 
 def read_curves(path: str | Path) -> dict[str, Curve]:
@@ -191,11 +194,12 @@ def denoise_model(
         )
     prompts = sorted({row.prompt_tokens for row in rows})
     kept, too_fast = list(rows), list[MarkedRow]()
-    for _ in range(_MOST_CYCLES):
-        x = _fit(_floors(kept), prompts)
-        below = [r for r in kept if r.runtime_s < (1.0 - TOO_FAST_FRAC) * _at(x, prompts, r)]
+    # Calls cut short drag a floor down with them: the grossest are told from a curve above it.
+    for level, frac in ((_UPPER_LEVEL, _FAR_TOO_FAST_FRAC), *[(LEVEL, TOO_FAST_FRAC)] * _CYCLES):
+        x = _fit(_floors(kept), prompts, level)
+        below = [r for r in kept if r.runtime_s < (1.0 - frac) * _at(x, prompts, r)]
         others = [r for r in kept if r not in below]
-        if not below or not _enough(others, prompts):
+        if not _enough(others, prompts):
             break
         kept = others
         too_fast += [
@@ -205,6 +209,13 @@ def denoise_model(
     cells = _floors(kept)
     x = _fit(cells, prompts)
     spread = _bootstrap(kept, prompts, x, bootstraps)
+    # The end of a distribution lies about as far below the fastest repeat as the second fastest
+    # lies above it (Robson and Whitlock, Biometrika 51, 1964): how far the floor may still fall.
+    waiting = _waiting(cells)
+    gap_s = float(np.median(cells.gap_s / waiting)) * waiting
+    below_s = np.maximum(cells.floor_s - gap_s, _LEAST_S)
+    low = _fit(replace(cells, floor_s=below_s), prompts)
+    low_overhead, low_prefill, _ = _parts(low, prompts)
     overhead, prefill, note = _parts(x, prompts)
     drawn = [_parts(sample, prompts) for sample in spread]
     per_token = float(x[-1])
@@ -221,11 +232,14 @@ def denoise_model(
     return Denoised(
         Curve(model, tuple(prompts), tuple(prefill.tolist()), per_token, overhead),
         prefill_interval_s=tuple(
-            _range(value, prefill_draws[:, i], float(x[i])) for i, value in enumerate(prefill)
+            _range(value, prefill_draws[:, i], float(x[i]), float(low_prefill[i]))
+            for i, value in enumerate(prefill)
         ),
-        per_output_token_interval_s=_range(per_token, spread[:, -1], per_token),
+        per_output_token_interval_s=_range(
+            per_token, spread[:, -1], per_token, float(low[-1])
+        ),
         overhead_interval_s=None if overhead is None else _range(
-            overhead, overhead_draws, float(x[0])
+            overhead, overhead_draws, float(x[0]), low_overhead or 0.0
         ),
         rows=len(kept),
         cells=len(cells.floor_s),
@@ -247,18 +261,20 @@ def _floors(rows: Sequence[Latency]) -> _Cells:
     for row in rows:
         times.setdefault((row.prompt_tokens, row.output_tokens), []).append(row.runtime_s)
     sizes = sorted(times)
-    floors, spreads = [], []
+    floors, spreads, gaps = [], [], []
     for size in sizes:
         in_order = sorted(times[size])
         fastest = in_order[: max(1, int(FASTEST_FRAC * len(in_order)))]
         floors.append(sum(fastest) / len(fastest))
         spreads.append(in_order[len(in_order) // 2] - floors[-1])
+        gaps.append(in_order[1] - in_order[0] if len(in_order) > 1 else 0.0)
     return _Cells(
         np.array([p for p, _ in sizes]),
         np.array([o for _, o in sizes]),
         np.array(floors),
         np.array([float(len(times[size])) for size in sizes]),
         np.array(spreads),
+        np.array(gaps),
     )
 
 
@@ -283,7 +299,7 @@ def _waiting(cells: _Cells) -> Array:
     return np.asarray(max(0.0, s0 - growth * o0) + growth * passes)
 
 
-def _fit(cells: _Cells, prompts: Sequence[int]) -> Array:
+def _fit(cells: _Cells, prompts: Sequence[int], level: float = LEVEL) -> Array:
     """(overhead + prefill at each prompt, seconds per further token)."""
     index = np.searchsorted(prompts, cells.prompt)
     n = len(prompts)
@@ -298,7 +314,7 @@ def _fit(cells: _Cells, prompts: Sequence[int]) -> Array:
     first[0, 0], first[0, -1] = -1.0, 1.0
     weights = cells.repeats / _waiting(cells)
     return quantile_regression(
-        design, cells.floor_s, weights, LEVEL, np.concatenate([ordered, first])
+        design, cells.floor_s, weights, level, np.concatenate([ordered, first])
     )
 
 
@@ -342,10 +358,14 @@ def _bootstrap(rows: Sequence[Latency], prompts: Sequence[int], x: Array, bootst
     return np.array(draws) if draws else x[None, :]
 
 
-def _range(value: float, draws: Array, scale: float) -> Range:
-    """As far to both sides as draws go: those of a floor lie above it, its truth below."""
-    width = float(np.quantile(np.abs(draws - value), _INTERVAL)) if len(draws) else 0.0
-    width = max(width, _RESOLUTION_FRAC * scale)
+def _range(value: float, draws: Array, scale: float, fallen: float) -> Range:
+    """An interval around a value, as wide to both sides.
+
+    Its half-width adds the deviation of `draws`, which are of floors as high as this one, and
+    how far the value moves when the floor falls to where it may still be.
+    """
+    drawn = float(np.quantile(np.abs(draws - value), _INTERVAL)) if len(draws) else 0.0
+    width = max(drawn + abs(fallen - value), _RESOLUTION_FRAC * scale)
     return Range(max(0.0, value - width), value + width)
 
 

@@ -156,7 +156,7 @@ def _tradeoff_panel(axis: Any, panel: Panel, models: Sequence[str]) -> None:
     axis.set_ylabel(panel.y.replace("_", " "))
     axis.grid(color="0.92")
     axis.set_axisbelow(True)
-    axis.set_title(textwrap.fill(panel.scenario, _TITLE_WIDTH), fontsize=9)
+    axis.set_title(textwrap.fill(panel.scenario.replace(",", ", "), _TITLE_WIDTH), fontsize=9)
 
 
 def _plain_log_ticks(axis: Any) -> None:
