@@ -25,6 +25,7 @@ from rtsim.errors import DataError, OutputError, SpecError
 from rtsim.latencies import read_latencies
 from rtsim.measure_api import Endpoint, Plan, collect
 from rtsim.measure_api.collect import prompt_of
+from rtsim.measurements import read_table
 
 KEY = "sk-very-secret-0123456789"
 ONE = {"prompt_tokens": (8,), "output_tokens": (4,), "repeats": 1}
@@ -185,6 +186,17 @@ def test_the_table_is_one_of_latencies(api: Api, tmp_path: Path) -> None:
     (fit,) = denoise(read_latencies(path), bootstraps=20)
     assert fit.curve.model == "p/m"
     assert 0.009 < fit.curve.per_output_token_s < 0.02
+
+
+def test_the_strict_reader_takes_the_table(api: Api, tmp_path: Path) -> None:
+    path = str(tmp_path / "t.csv")
+    assert program.run(
+        ["measure-api", "--url", api.url, "--model", "m", "--input-lens", "4", "--output-lens",
+         "2,3", "--repeats", "1", "--max-per-minute", "6000", "-o", path]
+    ) == 0  # fmt: skip
+    table = read_table(path)
+    assert table.kind == "api_latency"
+    assert set(table.columns["provider"]) == {"127.0.0.1"}
 
 
 def test_other_token_counts_are_marked_rows(api: Api, tmp_path: Path) -> None:

@@ -53,22 +53,20 @@ def view(
         heading(f"{file}: T(p, o) = overhead + prefill(p) + (o - 1) x per token"),
         plain(""),
     ]
-    made = table("Model", "Calls", "Per token", "95 %", "Overhead", "Prefill, by prompt tokens",
-                 text=("Prefill, by prompt tokens",))  # fmt: skip
+    made = table("Model", "Calls", "Per token", "95 %", "Overhead", "95 %", text=("Model",))
     by_model = {fit.curve.model: fit for fit in fits}
     for curve in curves:
         fit = by_model.get(curve.model)
-        prefill = ", ".join(
-            f"{p}: {units.format_seconds(t)}"
-            for p, t in zip(curve.prompt_tokens, curve.prefill_s, strict=True)
-        )
         made.add_row(
-            curve.model, "-" if fit is None else str(fit.rows),
+            plain(curve.model),
+            "-" if fit is None else str(fit.rows),
             units.format_seconds(curve.per_output_token_s),
             "-" if fit is None else _range(fit.per_output_token_interval_s),
-            "-" if curve.overhead_s is None else units.format_seconds(curve.overhead_s), prefill,
-        )  # fmt: skip
+            "-" if curve.overhead_s is None else units.format_seconds(curve.overhead_s),
+            "-" if fit is None else _range(fit.overhead_interval_s),
+        )
     parts.append(made)
+    parts += listed("Prefill, by prompt tokens", map(_prefill, curves), most=40)
     for fit in fits:
         name = fit.curve.model
         parts += listed(f"{name}: cells too thin, {len(fit.thin)} of {fit.cells}", fit.thin, most=6)
@@ -86,15 +84,19 @@ def view(
 
 
 def _against(against: Sequence[Against]) -> RenderableType:
-    made = table(
-        "Model", "As", "GPUs", "Denoised", "Idealized", "Ratio", "Explained by", text=("As",)
-    )
+    made = table("Model", "As", "GPUs", "Denoised", "Idealized", "Ratio", "By GPUs",
+                 text=("Model", "As"))  # fmt: skip
     for one in against:
-        explained = "-" if one.explained_by is None else f"{one.explained_by} GPUs"
         made.add_row(
-            one.model, one.arch, str(one.num_gpus), units.format_seconds(one.denoised_s),
-            units.format_seconds(one.idealized_s), f"{one.ratio:.2f}", explained,
+            plain(one.model), plain(one.arch), str(one.num_gpus),
+            units.format_seconds(one.denoised_s), units.format_seconds(one.idealized_s),
+            f"{one.ratio:.2f}", "-" if one.explained_by is None else str(one.explained_by),
         )  # fmt: skip
+    made.caption = (
+        "Ratio: denoised / idealized. By GPUs: how many of these GPUs make the idealized time as "
+        "short as the denoised one."
+    )
+    made.caption_justify = "left"
     return made
 
 
@@ -102,5 +104,10 @@ def _line(row: MarkedRow) -> int:
     return row.line
 
 
-def _range(interval: Range) -> str:
-    return f"{1e3 * interval.low:.3g}-{1e3 * interval.high:.3g} ms"
+def _prefill(curve: Curve) -> str:
+    at = zip(curve.prompt_tokens, curve.prefill_s, strict=True)
+    return f"{curve.model}: " + ", ".join(f"{p} {units.format_seconds(t)}" for p, t in at)
+
+
+def _range(interval: Range | None) -> str:
+    return "-" if interval is None else f"{1e3 * interval.low:.3g}-{1e3 * interval.high:.3g} ms"

@@ -21,7 +21,7 @@ def _sizes(
 @click.command("measure-api")
 @click.option("--url", required=True, metavar="URL", help="Base address, such as https://host/v1.")
 @click.option("--model", required=True, metavar="NAME", help="Model to ask for.")
-@click.option("--provider", default="", metavar="NAME", help="Name for the provider's column.")
+@click.option("--provider", metavar="NAME", help="Name of the provider; else the host's.")
 @click.option("--form", default="completions", metavar="completions|chat", show_default=True,
               help="Which of the two interfaces.")  # fmt: skip
 @click.option("--key-env", metavar="VARIABLE", help="Environment variable that holds the key.")
@@ -44,7 +44,7 @@ def _sizes(
 def command(
     url: str,
     model: str,
-    provider: str,
+    provider: str | None,
     form: str,
     key_env: str | None,
     input_lens: tuple[int, ...] | None,
@@ -91,7 +91,7 @@ def command(
         if on_terminal:
             click.echo(f"\r{done} of {total}: {status[:50]:<50}", err=True, nl=done == total)
 
-    done = collect(endpoint, plan, output, provider=provider, progress=progress)
+    done = collect(endpoint, plan, output, provider=provider or endpoint.host, progress=progress)
     click.echo(
         f"{output}: {done.ok} calls timed, {done.short} with another number of tokens than asked, "
         f"{done.failed} failed, {done.before} there before"

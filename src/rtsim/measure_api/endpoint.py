@@ -88,6 +88,11 @@ class Endpoint:
         parts = urlsplit(self.base_url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
+    @property
+    def host(self) -> str:
+        """Name or number of the machine that is asked."""
+        return urlsplit(self.base_url).hostname or ""
+
     def ask(self, prompt: str, output_tokens: int) -> Answer:
         """One call. Never raises for what an endpoint does; see `Answer.problem`."""
         start = time.perf_counter()
