@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,8 @@ from rtsim_kernels import tables  # noqa: E402
 
 from rtsim import units  # noqa: E402
 from rtsim.compare import Comparison, compare  # noqa: E402
-from rtsim.denoise import denoise, denoise_model, read_curves  # noqa: E402
+from rtsim.curves import read_curves  # noqa: E402
+from rtsim.denoise import denoise, denoise_model  # noqa: E402
 from rtsim.fitting.generation import configurations  # noqa: E402
 from rtsim.idealized_against import against_idealized  # noqa: E402
 from rtsim.latencies import Latency, read_latencies  # noqa: E402
@@ -384,7 +386,8 @@ def parts(folder: Path | None, write: bool) -> Iterable[tuple[str, str]]:
     if write:
         plot_profiled(models, str(figure("measured-runtime")))
         plot_tradeoff(result, str(figure("tradeoff")))
-        plot_tradeoff(result, str(figure("tradeoff-scenarios")), scenarios=True)
+        idealized = replace(result, views=result.views[2:3])
+        plot_tradeoff(idealized, str(figure("tradeoff-scenarios")), scenarios=True)
 
 
 def shrink(path: Path) -> None:

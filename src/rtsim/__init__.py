@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rtsim.calibrate import Calibration, calibrate
     from rtsim.catalog import load_gpu, load_model
     from rtsim.compare import Comparison, compare
-    from rtsim.denoise import Curve, Denoised, denoise, read_curves, write_curves
+    from rtsim.curves import Curve, read_curves, write_curves
+    from rtsim.denoise import Denoised, denoise
     from rtsim.errors import (
         DataError,
         DoesNotFit,
@@ -57,9 +58,9 @@ _HOME = {
     "read_latencies": "latencies",
     "denoise": "denoise",
     "Denoised": "denoise",
-    "Curve": "denoise",
-    "read_curves": "denoise",
-    "write_curves": "denoise",
+    "Curve": "curves",
+    "read_curves": "curves",
+    "write_curves": "curves",
     "against_idealized": "idealized_against",
     "tradeoff": "tradeoff",
     "Tradeoff": "tradeoff",

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rtsim.denoise import Curve
+from rtsim.curves import Curve
 from rtsim.errors import RtsimError
 from rtsim.gpus_needed import allowed_tensor_degrees, placement_of, system_on
 from rtsim.prediction import Interval

@@ -167,7 +167,7 @@ def _plain_log_ticks(axis: Any) -> None:
     decades = math.log10(high / low)
     subs: tuple[float, ...] = (1.0,) if decades > 2.5 else (1.0, 3.0)
     if decades < 1.7:
-        subs = (1.0, 2.0, 5.0) if decades > 0.8 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+        subs = (1.0, 2.0, 5.0) if decades > 1.0 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
     axis.xaxis.set_major_locator(LogLocator(subs=subs))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_formatter(NullFormatter())

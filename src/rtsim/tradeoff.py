@@ -26,7 +26,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from rtsim.denoise import Curve
+from rtsim.curves import Curve
 from rtsim.errors import RtsimError, SpecError, nearest_names
 from rtsim.gpus_needed import system_on
 from rtsim.pareto import dominators, kendall_tau, swapped

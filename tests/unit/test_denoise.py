@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rtsim.denoise import Curve, denoise, denoise_model, read_curves, write_curves
+from rtsim.curves import Curve, read_curves, write_curves
+from rtsim.denoise import denoise, denoise_model
 from rtsim.errors import DataError
 from rtsim.idealized_against import against_idealized
 from rtsim.latencies import Latency, read_latencies

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rtsim.denoise import read_curves
+from rtsim.curves import read_curves
 from rtsim.errors import DataError, SpecError, UnknownName
 from rtsim.predict import predict
 from rtsim.scores import ModelMap, read_model_map, read_scores

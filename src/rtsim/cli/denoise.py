@@ -42,7 +42,8 @@ def command(
     times stand against idealized ones.
     """
     from rtsim.cli import denoise_view
-    from rtsim.denoise import denoise, read_curves, write_curves
+    from rtsim.curves import read_curves, write_curves
+    from rtsim.denoise import denoise
     from rtsim.errors import SpecError
     from rtsim.latencies import read_latencies
     from rtsim.measurements import read_cells

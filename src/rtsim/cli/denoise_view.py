@@ -11,7 +11,8 @@ from rtsim.cli.tables import as_json, heading, listed, plain, table
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from rtsim.denoise import Curve, Denoised, Range
+    from rtsim.curves import Curve
+    from rtsim.denoise import Denoised, Range
     from rtsim.idealized_against import Against, NotCompared
     from rtsim.latencies import MarkedRow
 

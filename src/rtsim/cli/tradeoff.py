@@ -60,7 +60,7 @@ def command(
     FILE has columns scenario, model, mean_prompt_tokens, mean_output_tokens, the score and, for
     raw_runtime, mean_runtime_s. -o FILE.csv writes the joined table.
     """
-    from rtsim.denoise import read_curves
+    from rtsim.curves import read_curves
     from rtsim.scores import read_model_map
     from rtsim.study import load_study
     from rtsim.tradeoff import only_scenario, tradeoff
