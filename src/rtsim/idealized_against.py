@@ -6,7 +6,8 @@ batching makes it slower. Below 1: it runs on more or faster GPUs, or on a bette
 GPUs of the same kind would explain it, by tensor parallelism, is found by trying.
 
 Overheads are left out of both sides. What an API batches together is not known: a large batch
-makes a token slower, so a ratio above 1 is no proof of a poor stack.
+makes a token slower, so a ratio above 1 is no proof of a poor stack; the smallest batch on these
+GPUs that would explain it is found by trying, too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from rtsim.curves import Curve
 from rtsim.errors import RtsimError
 from rtsim.gpus_needed import allowed_tensor_degrees, placement_of, system_on
+from rtsim.predict import System
 from rtsim.prediction import Interval
 from rtsim.scores import ModelMap
 from rtsim.study import Study, gpu_name
@@ -38,7 +40,8 @@ class Against:
 
     ratio: denoised / idealized; its interval comes from that of the prediction. explained_by: the
     fewest GPUs on which the idealized time is no longer than the denoised one; None: more than a
-    node, or no number of them. reading: the ratio in words.
+    node, or no number of them. explained_by_batch: the smallest batch, in powers of two, with which
+    the idealized time is no shorter; None: none that fits, or 1. reading: the ratio in words.
     """
 
     model: str
@@ -50,6 +53,7 @@ class Against:
     ratio_interval_90: Interval
     prefill_ratio: float
     explained_by: int | None
+    explained_by_batch: int | None
     by_gpus: tuple[OnGpus, ...]
     reading: str
 
@@ -111,20 +115,34 @@ def _against(curve: Curve, arch: str, gpu: str, stack: str | None, wanted: int |
             by_gpus.append(OnGpus(tp, (times.e2e_latency_s - times.ttft_s) / (OUTPUT_LEN - 1)))
     enough = [one.num_gpus for one in by_gpus if one.per_output_token_s <= denoised_s]
     ratio = denoised_s / idealized_s
+    batch = _batch_that_explains(chosen, denoised_s, p.memory.max_batch_size) if ratio > 1 else None
     interval = Interval(denoised_s / around.high, denoised_s / around.low)
     prefill_s = curve.idle_runtime_s(INPUT_LEN, 1)
     return Against(
         curve.model, chosen.model.name, p.num_gpus, denoised_s, idealized_s, ratio, interval,
-        prefill_s / p.ttft_s, min(enough, default=None), tuple(by_gpus),
-        _reading(interval, p.num_gpus, min(enough, default=None)),
+        prefill_s / p.ttft_s, min(enough, default=None), batch, tuple(by_gpus),
+        _reading(interval, p.num_gpus, min(enough, default=None), batch),
     )  # fmt: skip
 
 
-def _reading(ratio: Interval, num_gpus: int, explained_by: int | None) -> str:
+def _batch_that_explains(chosen: System, denoised_s: float, largest: int) -> int | None:
+    """The smallest batch, in powers of two, with so slow a decode step; None: none that fits."""
+    batch = 2
+    while batch <= largest:
+        p = chosen.predict(batch, INPUT_LEN, OUTPUT_LEN)
+        if (p.e2e_latency_s - p.ttft_s) / (OUTPUT_LEN - 1) >= denoised_s:
+            return batch
+        batch *= 2
+    return None
+
+
+def _reading(ratio: Interval, num_gpus: int, explained_by: int | None, batch: int | None) -> str:
     if ratio.low <= 1.0 <= ratio.high:
         return "as fast as this system"
     if ratio.low > 1.0:
-        return "slower: its stack, batching or hardware"
+        if batch is not None:
+            return f"slower: batches of {batch} would explain it, or its stack or hardware"
+        return "slower: its stack or hardware; no batch that fits would explain it"
     if explained_by is None:
         return "faster than any number of these GPUs: a better stack or faster GPUs"
     if explained_by > num_gpus:

@@ -207,6 +207,31 @@ def test_other_token_counts_are_marked_rows(api: Api, tmp_path: Path) -> None:
     assert [row["status"] for row in rows_of(tmp_path / "t.csv")] == ["short", "short", "ok"]
 
 
+def whole(body: object) -> Act:
+    """An endpoint that does not stream."""
+
+    def act(http: Handler, asked: dict[str, Any]) -> None:
+        http.head(Content_Type="application/json; charset=utf-8")
+        http.wfile.write(body.encode() if isinstance(body, str) else json.dumps(body).encode())
+
+    return act
+
+
+def test_an_endpoint_that_does_not_stream(api: Api, tmp_path: Path) -> None:
+    counts = {"prompt_tokens": 9, "completion_tokens": 4}
+    api.acts = [whole({"choices": [{"text": "x x x x"}], "usage": counts})]
+    run(api, tmp_path / "t.csv")
+    (row,) = rows_of(tmp_path / "t.csv")
+    assert (row["status"], row["ttft_s"], row["received_tokens"]) == ("ok", "", "4")
+    api.acts = [stream(), whole({"choices": [{"text": "x"}]}), whole("{"), whole({"error": "full"})]
+    done, _ = run(api, tmp_path / "u.csv", repeats=4, attempts=1)
+    assert [problem.partition(": ")[2] for problem in done.problems] == [
+        "answered in one piece and did not count its tokens",
+        "answered with no JSON",
+        "error in the answer: full",
+    ]
+
+
 # Failures that may pass
 
 

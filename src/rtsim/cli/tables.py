@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,10 +64,16 @@ def percent(frac: float | None) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """Dataclasses, mappings and sequences as JSON holds them; NaN and infinity are null."""
+    """Dataclasses, mappings and sequences as JSON holds them; NaN and infinity are null.
+
+    What has the fields low and high alone is an interval, and becomes [low, high].
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        return as_json(asdict(value))
-    if isinstance(value, dict):
+        names = [field.name for field in fields(value)]
+        if names == ["low", "high"]:
+            return [as_json(getattr(value, name)) for name in names]
+        return {name: as_json(getattr(value, name)) for name in names}
+    if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(item) for item in value]

@@ -118,13 +118,14 @@ def collect(
     pace = _Pace(_SECONDS_PER_MINUTE / plan.max_per_minute, sleep, clock)
     written = {OK: 0, SHORT: 0}
     problems: list[str] = []
-    in_a_row = 0
+    added = in_a_row = 0
     for i, cell in enumerate(missing):
         answer, attempts = _ask(endpoint, plan, cell, pace, sleep)
         row = _row(endpoint, provider, cell, answer, attempts)
         if answer.fatal:
-            raise DataError(endpoint.shown_url, f"{answer.problem}; {_saved(path, written)}")
+            raise DataError(endpoint.shown_url, f"{answer.problem}; {_saved(path, added)}")
         table.add(row)
+        added += 1
         if row.status in written:
             written[row.status] += 1
             in_a_row = 0
@@ -135,7 +136,7 @@ def collect(
         if in_a_row >= _FAILURES_IN_A_ROW:
             raise DataError(
                 endpoint.shown_url,
-                f"{in_a_row} calls in a row failed ({answer.problem}); {_saved(path, written)}, "
+                f"{in_a_row} calls in a row failed ({answer.problem}); {_saved(path, added)}, "
                 "run again to go on",
             )
         if progress is not None:
@@ -145,8 +146,7 @@ def collect(
     )
 
 
-def _saved(path: str | Path, written: dict[str, int]) -> str:
-    rows = sum(written.values())
+def _saved(path: str | Path, rows: int) -> str:
     return f"{rows} row{'' if rows == 1 else 's'} of this run kept in {path}"
 
 

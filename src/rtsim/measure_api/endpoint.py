@@ -13,7 +13,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
@@ -115,6 +115,8 @@ class Endpoint:
             response = connection.getresponse()
             if response.status != _OK:
                 return self._refusal(response, failed)
+            if response.getheader("Content-Type", "").startswith("application/json"):
+                return self._whole(response, counted, now, failed)
             ended = False
             for event in _events(response, start + self.longest_call_s):
                 if event == "[DONE]":
@@ -152,6 +154,23 @@ class Endpoint:
             with contextlib.suppress(OSError):
                 connection.close()
 
+    def _whole(
+        self, response: http.client.HTTPResponse, counted: dict[str, int],
+        now: Callable[[], float], failed: Callable[..., Answer],
+    ) -> Answer:  # fmt: skip
+        """The answer of an endpoint that does not stream: one time, and no first token."""
+        try:
+            body = json.loads(response.read())
+        except ValueError:
+            return failed("answered with no JSON", retry=True)
+        end_s = now()
+        if not isinstance(body, dict) or "error" in body:
+            return failed(f"error in the answer: {_message(body)}", retry=True)
+        _count(body, counted)
+        if "completion_tokens" not in counted:
+            return failed("answered in one piece and did not count its tokens")
+        return Answer(end_s, (), counted["completion_tokens"], counted.get("prompt_tokens"))
+
     def _connection(self) -> http.client.HTTPConnection:
         parts = urlsplit(self.base_url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else (
@@ -183,7 +202,7 @@ class Endpoint:
             asked["prompt"] = prompt
         return asked
 
-    def _refusal(self, response: http.client.HTTPResponse, failed: Any) -> Answer:
+    def _refusal(self, response: http.client.HTTPResponse, failed: Callable[..., Answer]) -> Answer:
         status = response.status
         text = response.read(_LARGEST_ERROR_BYTES).decode("utf-8", "replace")
         with contextlib.suppress(ValueError):
@@ -191,10 +210,8 @@ class Endpoint:
         problem = f"status {status} {response.reason}".rstrip() + (f": {text}" if text else "")
         if status == _TOO_MANY or status >= _SERVER_ERRORS:
             wait_s = _retry_after(response.getheader("Retry-After"))
-            answer: Answer = failed(problem, retry=True, retry_after_s=wait_s)
-            return answer
-        refused: Answer = failed(problem, fatal=status in _FATAL or status < _BAD_REQUEST)
-        return refused
+            return failed(problem, retry=True, retry_after_s=wait_s)
+        return failed(problem, fatal=status in _FATAL or status < _BAD_REQUEST)
 
     def _clean(self, text: str) -> str:
         """One short line without the key."""
