@@ -215,6 +215,15 @@ def test_how_many_gpus_would_explain_a_fast_api() -> None:
     assert one.ratio_interval_90.high < 1.0
 
 
+def test_how_large_a_batch_would_explain_a_slow_api() -> None:
+    slow = predict("gpt3-6.7b", "a100", stack="vllm", batch_size=32)
+    curve = Curve("openai/curie", (1, 512), (slow.tpot_s, slow.ttft_s), slow.tpot_s, 0.1)
+    (one,), _ = against_idealized([curve], stack="vllm")
+    assert one.ratio > 1.0
+    assert one.explained_by_batch == 32
+    assert "batches of 32" in one.reading
+
+
 def test_models_that_are_not_known_are_said_so() -> None:
     curve = Curve("x/unheard-of", (1,), (0.01,), 0.01, 0.1)
     compared, (rest,) = against_idealized([curve])

@@ -118,14 +118,13 @@ def collect(
     pace = _Pace(_SECONDS_PER_MINUTE / plan.max_per_minute, sleep, clock)
     written = {OK: 0, SHORT: 0}
     problems: list[str] = []
-    added = in_a_row = 0
+    in_a_row = 0
     for i, cell in enumerate(missing):
         answer, attempts = _ask(endpoint, plan, cell, pace, sleep)
         row = _row(endpoint, provider, cell, answer, attempts)
         if answer.fatal:
-            raise DataError(endpoint.shown_url, f"{answer.problem}; {_saved(path, added)}")
+            raise DataError(endpoint.shown_url, f"{answer.problem}; {_saved(path, i)}")
         table.add(row)
-        added += 1
         if row.status in written:
             written[row.status] += 1
             in_a_row = 0
@@ -136,7 +135,7 @@ def collect(
         if in_a_row >= _FAILURES_IN_A_ROW:
             raise DataError(
                 endpoint.shown_url,
-                f"{in_a_row} calls in a row failed ({answer.problem}); {_saved(path, added)}, "
+                f"{in_a_row} calls in a row failed ({answer.problem}); {_saved(path, i + 1)}, "
                 "run again to go on",
             )
         if progress is not None:
