@@ -39,6 +39,8 @@ def compiled() -> ModuleType:
             "collective",
             "step",
             "generation",
+            "moe",
+            "mla",
         ):
             importlib.import_module(f"{COMPILED_PACKAGE}.{name}")
     return sys.modules[COMPILED_PACKAGE]

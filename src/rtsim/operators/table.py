@@ -19,9 +19,7 @@ GEMM_WEIGHTS = 0  # feed-forward matrices in the format of their quantisation
 GEMM_HEAD = 1  # output head and routers, kept in the compute dtype
 GEMM_BATCHED = 2  # products of activations, and one per head
 GEMM_ATTENTION = 3  # projections of token mixers in the format of their quantisation
-# Rows of the machine's table of prefill attention.
-PREFILL_ATTENTION = 0
-PREFILL_LATENT = 1
+GEMM_ABSORB = 4  # queries into the space of latents, values out of it: one product per head
 # Rows of the machine's collective table.
 COLLECTIVE_TENSOR = 0  # all-reduce of a tensor-parallel group
 COLLECTIVE_PIPELINE = 1  # send/recv between pipeline stages
@@ -48,6 +46,7 @@ class StackTraits:
     in_switch_reduction: its own all-reduces use the switch's adders where it has them (NVLink
         SHARP); library_in_switch_reduction: the library's do.
     pair_links: where links join pairs of GPUs, the two of a pair use theirs.
+    absorbed_prefill: latent attention works on the latents for prompts too.
     """
 
     attention: str = "fused"
@@ -58,6 +57,7 @@ class StackTraits:
     in_switch_reduction: bool = False
     library_in_switch_reduction: bool = False
     pair_links: bool = True
+    absorbed_prefill: bool = False
 
 
 @dataclass(frozen=True)
