@@ -156,8 +156,9 @@ def compare(
     """Every model on every GPU with every stack. `study` says how many GPUs each model takes.
 
     num_gpus: for every model; None: the study's number where its GPU is used, else the fewest
-    that hold the model. A system that cannot be predicted is refused with its reason, the others
-    stand; where none is left, or a name is not known, the error is raised.
+    of a node, or whole nodes, that hold the model. A system that cannot be predicted is refused
+    with its reason, the others stand; where none is left, or a name is not known, the error is
+    raised.
 
     >>> both = compare(["gpt3-175b", "gpt3-6.7b"], ["a100"], ["megatron-lm"])
     >>> [one.prediction.num_gpus for one in both.systems]

@@ -1,7 +1,8 @@
 """The system of a model on a stated number of GPUs, or on the fewest that hold it.
 
-Tensor parallelism first, as in the runs of Narayanan et al. (NeurIPS 2023): pipeline stages only
-where a node does not hold the model, or has fewer GPUs than stated.
+Tensor parallelism first, as in the runs of Narayanan et al. (NeurIPS 2023). Where a node does not
+hold the model, pipeline stages of whole nodes (of as many GPUs as the model's heads allow): fewer
+GPUs may hold it (`memory.Placement.min_gpus`), but with less tensor parallelism, which is slower.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def system_on(
     dtype: str | None = None,
     quantization: str | None = None,
 ) -> System:
-    """The system with `num_gpus` GPUs; None: the fewest that hold the workload.
+    """The system with `num_gpus` GPUs; None: the fewest of a node, or whole nodes, that hold it.
 
     Raises SpecError where the GPUs cannot share the model, DoesNotFit where no number of them
     holds it; other RtsimErrors as `predict`.
@@ -81,13 +82,12 @@ def _fewest(alone: System, sizes: tuple[int, int, int]) -> tuple[int, int]:
     tp = placement.smallest_fitting_tp(*sizes, 1)
     if tp is not None:
         return tp, 1
-    gpus = placement.min_gpus(*sizes)
-    if gpus is None:
-        raise DoesNotFit(
-            f"{alone.model.name} fits on no number of {alone.gpu.name} in {alone.dtype}; try a "
-            "narrower quantization or a smaller batch"
-        )
-    for tp in reversed(allowed_tensor_degrees(alone)):
-        if gpus % tp == 0 and placement.split(tp, gpus // tp).use(*sizes).fits:
-            return tp, gpus // tp
-    raise DoesNotFit(f"{alone.model.name} fits on no split of {gpus} {alone.gpu.name}")
+    widest = allowed_tensor_degrees(alone)[-1]
+    most_stages = alone.model.n_layers if alone.gpu.network is not None else 1
+    for pp in range(2, most_stages + 1):
+        if placement.split(widest, pp).use(*sizes).fits:
+            return widest, pp
+    raise DoesNotFit(
+        f"{alone.model.name} fits on no number of {alone.gpu.name} in {alone.dtype}; try a "
+        "narrower quantization or a smaller batch"
+    )

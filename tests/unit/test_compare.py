@@ -72,7 +72,9 @@ def test_fewest_gpus_hold_the_model_and_one_less_does_not() -> None:
     assert chosen.predict(1, 512, 64).memory.fits
     less = [predict("gpt3-175b", "a100", tp=tp) for tp in (1, 2, 3, 4) if tp < gpus]
     assert not any(p.memory.fits for p in less)
-    assert system_on("mt-nlg-530b", "a100").predict(1, 512, 64).memory.fits  # pipeline stages
+    beyond = system_on("mt-nlg-530b", "a100")  # whole nodes
+    assert (beyond.parallelism.tp, beyond.parallelism.pp) == (8, 2)
+    assert beyond.predict(1, 512, 64).memory.fits
 
 
 def test_stated_gpus_are_split_by_tensor_parallelism_first() -> None:
