@@ -13,9 +13,9 @@ Overhead and prefill are told apart by one fact: a prompt of one token is one pa
 as an output token is, so prefill(1) = per_output_token (the convention of the published fits).
 
 Source: Narayanan et al., "Cheaply Evaluating Inference Efficiency Metrics", NeurIPS 2023,
-section 4. Known error (docs/paper.md): on synthetic tables with heavy-tailed noise and 10 repeats
-the per-output-token time is within 3 %; on 2 repeats of 28 cells within 8 % of published fits to
-many more.
+section 4. Known error of the per-output-token time (docs/paper.md): on synthetic tables with
+heavy-tailed noise and 10 repeats 1 % (median), 4 % (largest of 60); on 2 repeats of 28 cells within
+8 % of published fits to many more.
 """
 
 from __future__ import annotations
