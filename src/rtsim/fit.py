@@ -184,3 +184,30 @@ def select_rows(features: Array, count: int) -> NDArray[np.intp]:
         distance = np.minimum(distance, ((scaled - scaled[farthest]) ** 2).sum(axis=1))
         distance[farthest] = -1.0
     return np.array(taken)
+
+
+def quantile_regression(
+    design: Array, observed: Array, weights: Array, level: float, ordered: Array
+) -> Array:
+    """The x >= 0 for which design @ x is the `level` quantile of `observed`, linear program.
+
+    Minimizes sum_i weights_i * (level * max(r_i, 0) + (1 - level) * max(-r_i, 0)) with
+    r = observed - design @ x, subject to ordered @ x <= 0 (Koenker and Bassett, Econometrica 46,
+    1978). design: (rows, n); ordered: (constraints, n), may have no rows.
+
+    >>> times = np.array([1.0, 2.0, 9.0])
+    >>> quantile_regression(np.ones((3, 1)), times, np.ones(3), 0.1, np.zeros((0, 1))).tolist()
+    [1.0]
+    """
+    from scipy.optimize import linprog
+
+    rows, n = design.shape
+    scale = float(weights.max())
+    cost = np.concatenate([np.zeros(n), level * weights / scale, (1.0 - level) * weights / scale])
+    slack = np.hstack([design, np.eye(rows), -np.eye(rows)])
+    limits = np.hstack([ordered, np.zeros((len(ordered), 2 * rows))]) if len(ordered) else None
+    solution = linprog(
+        cost, A_ub=limits, b_ub=None if limits is None else np.zeros(len(ordered)),
+        A_eq=slack, b_eq=observed, bounds=(0.0, None), method="highs",
+    )  # fmt: skip
+    return np.asarray(solution.x[:n], dtype=float)
