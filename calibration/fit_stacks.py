@@ -7,15 +7,19 @@ named; with --check it writes nothing and exits with status 1 if a shipped profi
 what the tables give.
 
 * vllm, trtllm, sglang on A100, H100, L40S, B200: every section from its own rows, at most 64 per
-  operator kind and number format; the communication library from nccl-tests on the same GPU;
+  operator kind and number format (16-bit products with a joint fit of the other two stacks as
+  prior); the communication library from nccl-tests on the same GPU;
   norms, activations and the like from kernels timed inside layers (of these stacks only the
   quantisation of activations was measured). A kind that was not measured in a stack takes the
-  coefficients of another stack on that GPU.
+  coefficients of another stack on that GPU. Expert layers have a section for each family of
+  kernels that a stack switches between. Latent attention of vllm was measured in whole blocks only:
+  what its other kernels take is predicted.
 * sarathi-serve (PyTorch kernels timed inside layers, NCCL called from PyTorch) on A100, A40, H100.
 * pytorch (single eager calls between two events, fp32) on P100, V100, T4, A100.
 * family-<architecture>: one set for the GPUs of an architecture, and `family-generic` for all
   others, fitted jointly over GPUs; of the stacks the reference one (vllm), since kernels of
-  different stacks in one fit are worse than either. They serve GPUs that nobody measured.
+  different stacks in one fit are worse than either; decode attention learns from all stacks
+  first (`kinds.fit_family`). They serve GPUs that nobody measured.
 
 No whole generation was measured in a serving stack: their host track is stated (`HOST`), not
 fitted, its deviation is wide, and each profile says so.
@@ -44,8 +48,9 @@ from rtsim.calibrate import (
     with_section,
 )
 from rtsim.catalog import load_gpu
-from rtsim.fitting import kinds
+from rtsim.fitting import kernel_rows, kinds, mla, mla_module
 from rtsim.fitting.kinds import Block, SectionFit
+from rtsim.machine import attention_variants
 from rtsim.measurements import read_table
 from rtsim.operators import StackTraits
 from rtsim.profile import Profile, load_profile
@@ -58,6 +63,10 @@ DATE = "2026-11-23"
 
 SERVING = ("vllm", "trtllm", "sglang")
 REFERENCE = "vllm"
+# Latent attention of the reference stack was measured in whole blocks only; that of this one alone.
+LATENT_REFERENCE = "trtllm"
+LATENT_KINDS = ("mla_prefill", "mla_decode")
+ABSORB = "gemm.absorb"  # its batched products
 SERVED = ("a100-sxm4-80gb", "h100-sxm5-80gb", "l40s", "b200-hgx-180gb")
 IN_LAYERS = ("a100-sxm4-80gb", "a40", "h100-sxm5-80gb", "a100-pcie-80gb", "h100-nvl-94gb")
 EAGER = ("p100-pcie-16gb", "v100-pcie-32gb", "t4", "a100-pcie-40gb")
@@ -85,13 +94,23 @@ HOST_NOTE = (
     "(CUDA-graph replay, 1.5 us per kernel, 0.4 ms per step)"
 )
 EAGER_NOTE = "kernels timed as single eager calls, launch in the time; host track at its priors"
+# Norms and the like of these stacks stream, as whole blocks of latent attention say
+# (rtsim_kernels/memory_bound.py).
+SERVING_TRAITS = StackTraits(vector_kernels=True)
 EAGER_TRAITS = StackTraits(attention="unfused", logits="all", fused_norm=False, eager_copies=True)
 
 # Further deviation by group on a GPU left out of the fit, as --transfer prints it.
 TRANSFER = {
     "gemm": 0.12, "scores": 0.12, "values": 0.12, "attention": 0.25, "memory_bound": 0.18,
-    "collective": 0.36,
+    "collective": 0.36, "moe": 0.19, "mla": 0.18,
 }  # fmt: skip
+
+# 16-bit products run in one library in all serving stacks: what the others' rows say of a GPU is
+# the prior of each, with this share of the declared spread. Error on unseen rows falls from 8.14 to
+# 8.00 % over three other choices of rows, from 8.34 to 8.32 % with the rows in tables/kernels;
+# quantised products gain nothing from one another.
+PRODUCTS_16_BIT = "gemm.bf16"
+ALIKE_SPREAD = 0.5
 
 GROUPS_OF_KIND = {
     "gemm": ("gemm", "scores", "values"),
@@ -99,6 +118,9 @@ GROUPS_OF_KIND = {
     "attention_decode": ("attention",),
     "memory_bound": ("memory_bound",),
     "collective": ("collective",),
+    "moe": ("moe",),
+    "mla_prefill": ("mla",),
+    "mla_decode": ("mla",),
 }
 KINDS = tuple(GROUPS_OF_KIND)
 
@@ -115,9 +137,15 @@ class Draft:
     errors: dict[str, list[float]] = field(default_factory=dict)
     rows: int = 0
 
-    def add(self, blocks: Sequence[Measured], section: str = "") -> None:
-        """Fit one section to `blocks`; `section` renames it."""
-        fit, error = fitted(tuple(blocks))
+    def add(
+        self, blocks: Sequence[Measured], section: str = "", *,
+        alike: Sequence[Measured] = (), every: Sequence[Measured] = (),
+    ) -> None:  # fmt: skip
+        """Fit one section to `blocks`; `section` renames it.
+
+        alike: blocks that set the priors. every: see `kinds.fit_family`.
+        """
+        fit, error = fitted(tuple(blocks), tuple(alike), tuple(every))
         if section:
             fit = replace(fit, section=section)
         mape, median, sigma = error_figures(error)
@@ -133,10 +161,15 @@ class Draft:
             f"{count} rows of {', '.join(where)}; cross-validated error {mape:.1%} "
             f"(median {median:.1%})"
         )
+        if alike:
+            stacks = ", ".join(sorted({b.stack for b in alike}))
+            total = sum(len(b.block) for b in alike)
+            self.described[fit.section] += f"; priors from {total} rows of {stacks}"
         for group in groups:
             self.errors.setdefault(group, []).append(sigma)
-        self.tables += [b.table for b in blocks if b.table not in self.tables]
-        self.sources += [b.source for b in blocks if b.source not in self.sources]
+        for b in (*blocks, *alike):
+            self.tables += [b.table] if b.table not in self.tables else []
+            self.sources += [b.source] if b.source not in self.sources else []
 
     def borrow(self, other: Profile, kind: str) -> None:
         """Take the sections of a kind from another profile."""
@@ -197,11 +230,37 @@ def measured() -> tuple[Measured, ...]:
         sources = sorted(set(table.columns["source"].tolist()))
         versions = sorted(set(table.columns["stack_version"].tolist()) - {""})
         source = f"{', '.join(sources)} ({stack} {', '.join(versions)})".replace(" )", ")")
+        members = np.arange(len(table))
+        if table.kind == "mla":  # whole blocks need a profile: `whole_blocks`
+            members = members[~np.isin(table.columns["op"], mla.MODULES)]
         for block in kinds.blocks_of(
-            kinds.SECTION_KINDS[table.kind], table.columns, np.arange(len(table)), load_gpu
+            kinds.SECTION_KINDS[table.kind], table.columns, members, load_gpu
         ):
             found.append(Measured(block, stack, f"kernels/{path.name}", source))
     return tuple(found)
+
+
+def whole_blocks(profile: Profile, kind: str) -> dict[str, list[Measured]]:
+    """Latent attention inside whole blocks by section; a profile times the rest of the block."""
+    path = TABLES / f"mla_{profile.gpu}_{profile.stack}.csv"
+    if not path.exists():
+        return {}
+    columns = read_table(path).columns
+    gpu = load_gpu(profile.gpu)
+    found: dict[str, list[Measured]] = {}
+    for op, op_kind in mla_module.KINDS.items():
+        for key, members in kernel_rows.grouped(
+            columns, ("dtype", "kv_dtype"), np.flatnonzero(columns["op"] == op)
+        ):
+            if op_kind != kind:
+                continue
+            section = f"{kind}.{attention_variants(key['dtype'], key['kv_dtype'])[0]}"
+            rows = mla_module.rows_of(columns, members, op, gpu, profile, absorbed=False)
+            block = Block(kind, section, gpu, profile.stack, key["dtype"], rows, None)
+            source = ", ".join(sorted(set(columns["source"].tolist())))
+            source = f"{source} ({profile.stack}, whole blocks)"
+            found[section] = [Measured(block, profile.stack, f"kernels/{path.name}", source)]
+    return found
 
 
 def blocks(stacks: Iterable[str], gpus: Iterable[str], kind: str = "") -> dict[str, list[Measured]]:
@@ -214,23 +273,54 @@ def blocks(stacks: Iterable[str], gpus: Iterable[str], kind: str = "") -> dict[s
 
 
 @cache
-def fitted(members: tuple[Measured, ...]) -> tuple[SectionFit, np.ndarray]:
-    """Fit of a section and its cross-validated ln(measured / predicted)."""
+def fitted(
+    members: tuple[Measured, ...],
+    alike: tuple[Measured, ...] = (),
+    every: tuple[Measured, ...] = (),
+) -> tuple[SectionFit, np.ndarray]:
+    """Fit of a section and its cross-validated ln(measured / predicted).
+
+    alike: blocks whose joint fit is the prior. every: blocks of all stacks, for a family of GPUs.
+    """
     parts = [m.block for m in members]
-    return kinds.fit_blocks(parts), kinds.cross_validated(parts)
+    if every:
+        others = [m.block for m in every]
+        return kinds.fit_family(parts, others), kinds.cross_validated(parts, every=others)
+    base = kinds.fit_blocks([m.block for m in alike]).coefficients if alike else None
+    return (
+        kinds.fit_blocks(parts, base, ALIKE_SPREAD),
+        kinds.cross_validated(parts, base, ALIKE_SPREAD),
+    )
+
+
+def other_stacks(stack: str, gpu_name: str, section: str) -> list[Measured]:
+    """Blocks of a section on a GPU in other serving stacks, where its kernels are alike."""
+    others = [name for name in SERVING if name != stack]
+    return blocks(others, [gpu_name]).get(section, []) if section == PRODUCTS_16_BIT else []
 
 
 def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
     """A serving stack on a GPU."""
     gpu = load_gpu(gpu_name)
-    draft = Draft(replace(blank_profile(stack, gpu), name=f"{stack}-{gpu_name}"))
+    blank = blank_profile(stack, gpu, SERVING_TRAITS)
+    draft = Draft(replace(blank, name=f"{stack}-{gpu_name}"))
     draft.profile = replace(draft.profile, coefficients={"host": HOST})
-    for found in blocks([stack], [gpu_name]).values():
-        draft.add(found)
+    for section, found in blocks([stack], [gpu_name]).items():
+        draft.add(found, alike=other_stacks(stack, gpu_name, section))
     for found in blocks(["nccl"], [gpu_name]).values():
         draft.add(found)
     draft.add(in_layers_blocks([gpu_name]))
     has = {section.partition(".")[0] for section in draft.profile.coefficients}
+    if ABSORB not in draft.profile.coefficients:
+        for section, found in blocks([LATENT_REFERENCE], [gpu_name], "gemm").items():
+            if section == ABSORB:
+                draft.add(found)
+    for kind in LATENT_KINDS:
+        if kind not in has:
+            own = whole_blocks(draft.profile, kind)
+            for found in (own or blocks([LATENT_REFERENCE], [gpu_name], kind)).values():
+                draft.add(found)
+                has.add(kind)
     for kind in KINDS:
         if kind not in has and stack != REFERENCE:
             draft.borrow(serving_profile_cached(REFERENCE, gpu_name)[0], kind)
@@ -278,7 +368,7 @@ def eager_profile(gpu_name: str) -> tuple[Profile, str]:
 def family_profile(architecture: str) -> tuple[Profile, str]:
     """One set of coefficients for the GPUs of an architecture."""
     gpus = FAMILIES[architecture]
-    blank = blank_profile(REFERENCE, load_gpu(gpus[0]))
+    blank = blank_profile(REFERENCE, load_gpu(gpus[0]), SERVING_TRAITS)
     draft = Draft(
         replace(
             blank, name=f"family-{architecture}", gpu="", architecture=architecture,
@@ -294,9 +384,14 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
     every = blocks([*SERVING, "nccl"], gpus)
     for section, found in every.items():
         members = own.get(section, found)
-        if section == "gemm.bf16":  # 16-bit products run alike in all stacks, and in layers
+        if section.startswith(LATENT_KINDS):
+            members = [m for m in found if m.stack == LATENT_REFERENCE] or found
+            older = [m for m in members if not mla.has_own_kernels(m.block.gpu)]
+            if architecture == "generic" and older:
+                members = older  # newer GPUs have families of their own
+        if section == PRODUCTS_16_BIT:  # 16-bit products run alike in all stacks, and in layers
             members = found + blocks(["sarathi-serve"], gpus, "gemm").get("gemm.fp16", [])
-        draft.add(members)
+        draft.add(members, every=found)
     draft.add(in_layers_blocks(IN_LAYERS if architecture == "generic" else gpus))
     return draft.finish([HOST_NOTE])
 
@@ -315,7 +410,14 @@ def transfer_sigmas() -> Mapping[str, float]:
             gpus = {m.block.gpu.name for m in found}
             for gpu in sorted(gpus) if len(gpus) > 2 else ():
                 rest = [m.block for m in found if m.block.gpu.name != gpu]
-                fit = kinds.fit_blocks(rest, quick=True)
+                if section.startswith(LATENT_KINDS):  # of one generation of kernels
+                    own = mla.has_own_kernels(load_gpu(gpu))
+                    rest = [block for block in rest if mla.has_own_kernels(block.gpu) == own]
+                if not rest:
+                    continue
+                elsewhere = {*SERVED, *IN_LAYERS} - {gpu}
+                every = [m.block for m in blocks((*SERVING, "sarathi-serve"), elsewhere)[section]]
+                fit = kinds.fit_family(rest, every)
                 left = [m for m in found if m.block.gpu.name == gpu]
                 error = np.concatenate(
                     [np.log(m.block.measured_s / kinds.predict(m.block, fit)) for m in left]

@@ -27,9 +27,9 @@ import numpy as np
 from rtsim.catalog import load_gpu
 from rtsim.fit import select_rows
 from rtsim.fitting import collective as collective_rows
-from rtsim.fitting import kinds
+from rtsim.fitting import kernel_rows, kinds, mla, mla_module
 from rtsim.fitting.generation import choose_rows, configurations
-from rtsim.measurements import Table, read_table, write_table
+from rtsim.measurements import Columns, Table, read_table, write_table
 
 TABLES = Path(__file__).parent / "tables"
 GENERATION_ROWS = {"a100": 10, "v100": 15}
@@ -48,6 +48,10 @@ STACKS = {
 LEFT_OUT_SOURCES = ("PrincetonUniversity/LLMCompass",)
 # Columns that neither a fit nor its provenance needs.
 LEFT_OUT_COLUMNS = ("model", "tp", "op", "kernel")
+KEPT_LABELS = {
+    "elementwise": LEFT_OUT_COLUMNS, "moe": ("tp", "kernel"), "mla": ("op",),
+}  # fmt: skip
+LEAST_SHARE = 16  # rows of each family of kernels that shares a format
 
 
 def write_chosen(name: str, table: Table, rows: np.ndarray) -> None:
@@ -62,6 +66,58 @@ def version(text: str) -> tuple[int, ...]:
     return tuple(int(digits) for digits in re.findall(r"[0-9]+", text))
 
 
+Key = tuple[str, str, str]  # GPU, stack, section
+
+
+def place(block: kinds.Block) -> tuple[str, ...]:
+    """What a version of a stack is the newest of: a format of expert layers, else a block."""
+    if block.kind == "moe":
+        return (block.gpu.name, block.stack, block.dtype)
+    return (block.gpu.name, block.stack, block.dtype, block.section, str(block.table_rows[0]))
+
+
+def shared_counts(sections: dict[Key, list[kinds.Block]]) -> dict[Key, int]:
+    """Rows to choose of each section: KERNEL_ROWS of each format, which families of kernels share.
+
+    In proportion to their rows, at least LEAST_SHARE each; small ones give way.
+    """
+    formats: dict[tuple[str, str, str, str], dict[Key, int]] = {}
+    for key, found in sections.items():
+        gpu, stack, section = key
+        # Only sections of expert layers share a format.
+        form = found[0].dtype if found[0].kind == "moe" else section
+        sizes = formats.setdefault((gpu, stack, found[0].kind, form), {})
+        sizes[key] = sum(map(len, found))
+    counts = {}
+    for sizes in formats.values():
+        left, rest = KERNEL_ROWS, sum(sizes.values())
+        for key, size in sorted(sizes.items(), key=lambda item: item[1]):
+            count = min(size, left, max(min(LEAST_SHARE, left), round(left * size / rest)))
+            counts[key] = count
+            left, rest = left - count, rest - size
+    return counts
+
+
+def choose_whole_blocks(columns: Columns, sections: set[Key]) -> dict[tuple[str, str], np.ndarray]:
+    """Whole blocks of latent attention, KERNEL_ROWS of each operator and format, by GPU and stack.
+
+    Only of stacks without rows of the attention alone (`sections`).
+    """
+    chosen: dict[tuple[str, str], list[np.ndarray]] = {}
+    usable = np.isin(columns["stack"], list(STACKS)) & (mla.predictable(columns) == "")
+    for op, kind in mla_module.KINDS.items():
+        members = np.flatnonzero(usable & (columns["op"] == op))
+        by = ("gpu", "stack", "dtype", "kv_dtype")
+        for key, rows in kernel_rows.grouped(columns, by, members):
+            gpu, stack = load_gpu(key["gpu"]), STACKS[key["stack"]]
+            if any(k[:2] == (gpu.name, stack) and k[2].startswith(kind) for k in sections):
+                continue
+            made = mla.rows_of(columns, rows, kind, lambda _, gpu=gpu: gpu)
+            picked = rows[mla.choose_rows(made, KERNEL_ROWS)]
+            chosen.setdefault((gpu.name, stack), []).append(picked)
+    return {key: np.concatenate(rows) for key, rows in chosen.items()}
+
+
 def choose_kernels(folder: Path) -> None:
     """Write the tables of kernels, one per kind, GPU and stack."""
     for kind, section_kind in kinds.SECTION_KINDS.items():
@@ -73,20 +129,29 @@ def choose_kernels(folder: Path) -> None:
         of_stack = np.isin(columns["stack"], list(STACKS))
         members = np.flatnonzero(fits & of_stack & ~table.repeated)
         blocks = kinds.blocks_of(section_kind, columns, members, load_gpu)
-        sections: dict[tuple[str, str, str], list[kinds.Block]] = {}
+        versions = columns["stack_version"]
+        newest: dict[tuple[str, ...], tuple[int, ...]] = {}
         for block in blocks:
-            newest = max(version(v) for v in columns["stack_version"][block.table_rows])
-            new = [version(v) == newest for v in columns["stack_version"][block.table_rows]]
+            of_block = max(version(v) for v in versions[block.table_rows])
+            newest[place(block)] = max(newest.get(place(block), ()), of_block)
+        sections: dict[Key, list[kinds.Block]] = {}
+        for block in blocks:
+            new = [version(v) == newest[place(block)] for v in versions[block.table_rows]]
             stack = STACKS[str(columns["stack"][block.table_rows[0]])]
-            key = (block.gpu.name, stack, block.section)
-            sections.setdefault(key, []).append(block.take(np.array(new)))
+            if any(new):
+                key = (block.gpu.name, stack, block.section)
+                sections.setdefault(key, []).append(block.take(np.array(new)))
         files: dict[tuple[str, str], list[np.ndarray]] = {}
-        for (gpu, stack, _), found in sections.items():
-            rows = [b.table_rows for b in kinds.choose(found, KERNEL_ROWS)]
+        counts = shared_counts(sections)
+        for (gpu, stack, section), found in sections.items():
+            count = counts[gpu, stack, section]
+            rows = [b.table_rows for b in kinds.choose(found, count)] if count else []
             files.setdefault((gpu, stack), []).extend(rows)
-        kept = {
-            n: v for n, v in columns.items() if n not in LEFT_OUT_COLUMNS or kind == "elementwise"
-        }
+        if kind == "mla":
+            for key, rows in choose_whole_blocks(columns, set(sections)).items():
+                files.setdefault(key, []).append(rows)
+        named = KEPT_LABELS.get(kind, ())
+        kept = {n: v for n, v in columns.items() if n not in LEFT_OUT_COLUMNS or n in named}
         for (gpu, stack), rows in sorted(files.items()):
             name = f"kernels/{kind}_{gpu}_{stack}.csv"
             write_chosen(

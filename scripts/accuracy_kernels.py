@@ -35,7 +35,7 @@ from accuracy import percent, put_into, table  # noqa: E402
 
 from rtsim.catalog import load_gpu  # noqa: E402
 from rtsim.errors import NotSupported  # noqa: E402
-from rtsim.fitting import kernel_rows, kinds, network_rows  # noqa: E402
+from rtsim.fitting import kernel_rows, kinds, mla, network_rows  # noqa: E402
 from rtsim.fitting.generation import configurations, fit_stack  # noqa: E402
 from rtsim.measurements import Columns, read_table  # noqa: E402
 from rtsim.profile import Profile, load_profile, profile_names  # noqa: E402
@@ -50,7 +50,13 @@ PREDICTORS = {
     "attention_decode": kernel_rows.predict_attention_decode,
     "elementwise": kernel_rows.predict_elementwise,
     "collective": kernel_rows.predict_collective,
+    "moe": kernel_rows.predict_moe,
+    "mla": kernel_rows.predict_mla,
 }
+# Columns that the small tables leave out.
+LEFT_OUT_LABELS = {
+    "elementwise": ("model", "tp", "kernel"), "moe": ("model", "op"), "mla": ("model", "kernel"),
+}  # fmt: skip
 # One stack under two names: kernels and communication of the same layers.
 STACKS = {"sarathi-serve/pytorch": "sarathi-serve", "pytorch-nccl": "sarathi-serve"}
 OTHER_METHOD = ("PrincetonUniversity/LLMCompass",)  # timed from the host, in no fit
@@ -135,7 +141,7 @@ def is_fitted(kind: str, columns: Columns) -> np.ndarray:
     """Which rows of a large table are in the calibration tables."""
     own = fitted_tables(kind)
     # The small tables leave out labels; every size, the stack, its version and the time are in.
-    labels = ("model", "tp", "kernel") if kind == "elementwise" else ("model", "tp", "op", "kernel")
+    labels = LEFT_OUT_LABELS.get(kind, ("model", "tp", "op", "kernel"))
     names = [name for name in columns if name not in labels]
     used = {key for c in own for key in row_keys(c, names)}
     return np.array([key in used for key in row_keys(columns, names)])
@@ -278,18 +284,36 @@ def cross_validated(all_sections: Sequence[Section]) -> list[Group]:
 
 
 def gpu_left_out(all_sections: Sequence[Section]) -> dict[tuple[str, str, str], Group]:
-    """(stack, section, GPU) -> errors on the GPU with a joint fit on the stack's other GPUs."""
+    """(stack, section, GPU) -> errors on the GPU with a joint fit on other GPUs.
+
+    The fit is that of the family profiles: of the stack; of all stacks for 16-bit products, which
+    run alike in them; of all stacks first for decode attention; of the same generation of kernels
+    for latent attention.
+    """
     errors = {}
+    fits: dict[tuple[int, ...], kinds.SectionFit] = {}
+
+    def alike(section: Section) -> str:
+        if section.kind == "gemm" and is_16_bit(section):
+            return "16 bits"
+        return f"{section.stack} {section.section}"
+
     for section in all_sections:
+        elsewhere = [s for s in all_sections if s.gpu != section.gpu]
         others = [
-            block
-            for s in all_sections
-            if (s.stack, s.section) == (section.stack, section.section) and s.gpu != section.gpu
-            for block in s.fitted
+            b
+            for s in elsewhere
+            if alike(s) == alike(section)
+            for b in s.fitted
+            if not is_latent(section) or mla.has_own_kernels(b.gpu) == own_kernels(section)
         ]
-        if len({block.gpu.name for block in others}) < 2:
+        every = [b for s in elsewhere if s.section == section.section for b in s.fitted]
+        if len({block.gpu.name for block in others}) < (1 if is_latent(section) else 2):
             continue
-        fitted = kinds.fit_blocks(others, quick=True)
+        key_of_fit = tuple(map(id, others))
+        if key_of_fit not in fits:
+            fits[key_of_fit] = kinds.fit_family(others, every)
+        fitted = fits[key_of_fit]
         parts = sampled(section.unseen or section.fitted)
         own = [log_ratio(kinds.predict(b, fitted), b) for b in parts]
         key = (section.stack, section.section, section.gpu)
@@ -392,6 +416,15 @@ def generation_goals(folder: Path) -> list[tuple[str, float, float, float]]:
     return [(what, must, aim, float(value)) for what, must, aim, value in goals]
 
 
+def whole_blocks(columns: Columns, fitted: np.ndarray) -> dict[tuple[str, str, str], np.ndarray]:
+    """(operator, stack, GPU) -> signed errors of whole blocks of latent attention, unseen rows."""
+    times = PREDICTORS["mla"](columns, None)["time"]
+    error = times.predicted_s / times.measured_s - 1.0
+    known = np.isin(columns["op"], mla.MODULES) & ~np.isnan(error) & ~fitted
+    found = kernel_rows.grouped(columns, ("op", "stack", "gpu"), np.flatnonzero(known))
+    return {(k["op"], k["stack"], k["gpu"]): error[rows] for k, rows in found}
+
+
 # Text --------------------------------------------------------------------------------------------
 
 
@@ -439,6 +472,23 @@ def is_16_bit(section: Section) -> bool:
     return section.format in FULL_16_BIT
 
 
+def is_latent(section: Section) -> bool:
+    return section.section.startswith("mla_")
+
+
+def own_kernels(section: Section) -> bool:
+    """Of two generations of latent-attention kernels, whether the GPU has the newer."""
+    return mla.has_own_kernels(load_gpu(section.gpu))
+
+
+def is_latent_prefill(section: Section) -> bool:
+    return section.section.startswith("mla_prefill.")
+
+
+def is_latent_decode(section: Section) -> bool:
+    return section.section.startswith("mla_decode.")
+
+
 def is_quantised(section: Section) -> bool:
     return section.format not in (*FULL_16_BIT, "fp32", "tf32")
 
@@ -455,6 +505,9 @@ TARGETS: tuple[tuple[str, str, Chosen, float, float], ...] = (
     ("fused decode attention, mean over GPUs", "attention_decode", every, 0.12, 0.07),
     ("memory-bound operators, mean over GPUs", "elementwise", every, 0.12, 0.08),
     ("collectives, mean over GPUs", "collective", every, 0.15, 0.10),
+    ("mixture-of-experts layers, mean over GPUs", "moe", every, 0.15, 0.10),
+    ("latent attention, prefill, mean over GPUs", "mla", is_latent_prefill, 0.15, 0.10),
+    ("latent attention, decode, mean over GPUs", "mla", is_latent_decode, 0.15, 0.10),
 )
 LEFT_OUT_TARGETS: tuple[tuple[str, tuple[str, ...], float, float], ...] = (
     ("GEMM (16 bits) on a GPU left out", ("gemm.bf16", "gemm.fp16"), 0.12, 0.08),
@@ -462,6 +515,12 @@ LEFT_OUT_TARGETS: tuple[tuple[str, tuple[str, ...], float, float], ...] = (
      ("attention_prefill.bf16", "attention_prefill.fp16"), 0.20, 0.12),
     ("decode attention (16 bits) on a GPU left out",
      ("attention_decode.bf16", "attention_decode.fp16"), 0.20, 0.12),
+    ("mixture-of-experts layers (16 bits) on a GPU left out",
+     ("moe.bf16", "moe.bf16_triton", "moe.bf16_cutlass"), 0.25, 0.15),
+    ("latent attention, prefill (16 bits, trtllm) on a GPU left out",
+     ("mla_prefill.bf16",), 0.25, 0.15),
+    ("latent attention, decode (16 bits, trtllm) on a GPU left out",
+     ("mla_decode.bf16",), 0.25, 0.15),
 )  # fmt: skip
 NETWORK_MUST, NETWORK_AIM = 0.09, 0.06
 NETWORK_WAYS = {
@@ -537,9 +596,12 @@ def report(folder: Path | None) -> Report:
         version_lines.append([what, *("-" if v is None else percent(v) for v in parts)])
     for what, names, must, aim in LEFT_OUT_TARGETS:
         values: dict[str, list[Group]] = {}
-        for (_, section, gpu), group in left_out.items():
-            if section in names:
+        for (stack, section, gpu), group in left_out.items():
+            # The other stack with latent attention runs another algorithm on every generation.
+            if section in names and (stack == "trtllm" or not section.startswith("mla_")):
                 values.setdefault(gpu, []).append(group)
+        if not values:
+            continue
         value = float(np.mean([together(groups).mape() for groups in values.values()]))
         goals.append([what, share(must), share(aim), percent(value), verdict(value, must, aim)])
     left_lines = [
@@ -551,6 +613,19 @@ def report(folder: Path | None) -> Report:
         for (stack, section, gpu), group in left_out.items()
     ]
     network_rows_text: list[list[str]] = []
+    block_rows: list[list[str]] = []
+    if folder is not None:
+        latent = read_table(folder / "mla.csv.gz").columns
+        blocks_found = whole_blocks(latent, is_fitted("mla", latent))
+        out.figures["whole_blocks"] = [
+            {"op": op, "stack": stack, "gpu": gpu, "rows": len(e),
+             "mape": float(np.abs(e).mean()), "bias": float(e.mean())}
+            for (op, stack, gpu), e in blocks_found.items()
+        ]  # fmt: skip
+        block_rows = [
+            [op, stack, gpu, str(len(e)), percent(np.abs(e).mean()), f"{100 * e.mean():+.1f} %"]
+            for (op, stack, gpu), e in blocks_found.items()
+        ]
     if folder is not None:
         for what, must, aim, value in generation_goals(folder):
             goals.append([what, share(must), share(aim), percent(value), verdict(value, must, aim)])
@@ -611,8 +686,10 @@ def report(folder: Path | None) -> Report:
     out.text += [
         "Targets:", table(["what", "must", "aim", "measured", "verdict"], goals),
         "By kind, stack, GPU and number format:", table(HEADER, lines),
-        "A GPU left out: one fit to the calibration rows of the stack's other GPUs, applied with "
-        "the datasheet figures of this one.", table(HEADER, left_lines),
+        "A GPU left out: one fit to the calibration rows of the stack's other GPUs (16-bit "
+        "products: of all stacks on other GPUs; decode attention: to those of all stacks first), "
+        "applied with the datasheet figures of this one.",
+        table(HEADER, left_lines),
     ]  # fmt: skip
     worst = [
         line([s.kind, s.stack, s.gpu, s.format], g)
@@ -631,6 +708,11 @@ def report(folder: Path | None) -> Report:
         out.text += [
             "Forward passes with no kernel row of the GPU in the fit:",
             table(["way", "GPU", "rows", "mean error", "bias"], network_rows_text),
+        ]
+    if block_rows:
+        out.text += [
+            "Whole blocks of latent attention, put together from their kernels:",
+            table(["block", "stack", "GPU", "rows", "mean error", "bias"], block_rows),
         ]
     if curves:
         header = ["kind", *(f"{count} rows" for count in CURVE)]

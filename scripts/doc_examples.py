@@ -34,7 +34,7 @@ def current(page: str) -> str:
 def _with_output(found: re.Match[str], folder: str) -> str:
     text, _, lines = found[2].partition(" | head -n ")
     run = subprocess.run(
-        [sys.executable, "-c", "from rtsim.cli.main import main; main()", *shlex.split(text.replace("\\\n", " "))],
+        [sys.executable, "-c", "from rtsim.cli.main import main; main()", *shlex.split(text)],
         capture_output=True, text=True, check=True, cwd=folder,
         env={**os.environ, "COLUMNS": "80"},
     )  # fmt: skip

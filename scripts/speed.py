@@ -261,9 +261,10 @@ def page(most_rows: int) -> str:
         "# How fast bulk predictions are",
         "",
         "Written by `python scripts/speed.py --write`; the benchmarks are in `benchmarks/`.",
-        f"Measured on {n_threads()} cores of {platform.machine()} shared with other work, Python",
-        f"{platform.python_version()}, warm. Times are CPU time of one thread; a full prediction is",
-        "prefill and decode over the whole context with memory, cost, energy, utilisation, interval.",
+        f"Measured on {n_threads()} cores of {platform.machine()} shared with other work, Python "
+        f"{platform.python_version()}, warm.",
+        "Times are CPU time of one thread; a full prediction is prefill and decode over the whole",
+        "context with memory, cost, energy, utilisation and interval.",
         "",
         "## Rate",
         "",

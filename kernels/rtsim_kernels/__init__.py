@@ -43,6 +43,8 @@ def compiled() -> ModuleType:
                 "collective",
                 "step",
                 "generation",
+                "moe",
+                "mla",
                 "bulk",
             ):
                 importlib.import_module(f"{COMPILED_PACKAGE}.{name}")

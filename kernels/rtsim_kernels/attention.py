@@ -6,35 +6,45 @@ operator: kernels that write new keys and values into the cache, and quantise wh
 asks for it, are in it; the host is not.
 
 **Prefill.** Query rows are cut into tiles of `tile_rows`. A tile meets all keys visible to its
-last row (masked ones at the diagonal are computed too) plus FILL_KEYS of pipeline fill. A key
-costs a row two products on the tensor cores and one exponential:
+last row (masked ones at the diagonal are computed too) plus `fill_keys` of pipeline fill. A key
+costs a row two products on the tensor cores and one exponential, which overlap in part:
 
-    pair     = 2 (d_qk + d_v) SMs / (peak tensor_frac) + softmax_clocks / clock, longer for head
-               sizes other than 128
-    tile     = tile_clocks / clock + tile_rows * (keys + FILL_KEYS) * pair
+    products = 2 (d_qk + d_v) SMs / (peak tensor_frac)
+    pair     = hypot(products, softmax_clocks / clock), longer for head sizes other than 128
+    tile     = TILE_CLOCKS / clock + tile_rows * (keys + fill_keys) * pair
     rounds   = tiles / SMs
-    work     = max(longest tile alone,
+    lone     = the longest tile, LONE_TILE slower alone, shorter where idle SMs share its keys
+    work     = max(lone,
                    rounds * mean tile + part of the unfilled round + tail_frac * (longest - mean))
     memory   = (queries, outputs, keys, values) / (HBM, or L2 where they fit and are warm)
     helpers  = query_passes, kv_passes over new tokens, token_clocks per token; one more launch
-    t        = launch_s + helpers + p-norm(work, memory) + power slow-down of long tensor work
+    t        = launch + helpers + p-norm(work, memory) + power slow-down of long tensor work
 
 Heads of a group share a tile to the extent `pack_frac` (FlashAttention 3 and FlashInfer pack,
 TensorRT-LLM does not); single-token queries have their own `single_pack_frac` since some stacks
-send them to a decode kernel. Encoders (not causal) keep no cache and run no helpers.
+send them to a decode kernel, which packs fully. Encoders (not causal) keep no cache and run no
+helpers.
 
 **Decode.** One new token per sequence. A thread block (CTA) takes one sequence, one KV head and
 one of `splits` parts of its context; an SM works on one after the other:
 
-    cta      = fixed clocks (head size, group) / clock + keys * max(bytes / SM intake, products)
-    grid     = CTAs / SMs, partly rounded up, at least 1, times cta
-    t        = launch_s + max(grid, cold bytes / HBM + EXPOSED * fixed part of grid)
-               + combine_s if split; the smallest over splits up to SPLIT_FILL CTAs per SM
+    fixed    = (cta_bytes, by head size, + group_bytes) / (HBM per SM + FIXED_CLOCK * clock)
+               + row_clocks per query / clock
+    key      = max(bytes / SM intake, rows * (products + exponential))
+    cta      = fixed + keys * key
+    grid     = CTAs / SMs, mostly rounded up, at least 1, times cta
+    t        = launch + p-norm(grid, cold bytes / HBM + fixed of one CTA)
+               + combine if split; the smallest over splits up to SPLIT_FILL CTAs per SM
+
+A CTA's fixed time is filling and draining its pipeline, so it is stated in bytes: over four
+generations of GPUs that unit differs less than clocks or seconds. Starts and ends of kernels are
+in clocks for the same reason.
 
 Stacks differ in which layers their kernel handles well: `max_group` heads per KV head at most
-(TensorRT-LLM: 32), larger groups read the keys once per query head; `always_splits` below
-SWITCH means that context is split and heads share keys only where heads are grouped and no
-window is set (FlashAttention 2).
+(TensorRT-LLM: 32), larger groups read the keys once per query head. `split_rule` says which heads
+split their contexts: all; only grouped heads without a window, where others also share no keys
+(FlashAttention 2); or only heads that share no keys (TensorRT-LLM with an 8-bit cache on Ada).
+A window straddles blocks: STRADDLE_KEYS more are read.
 
 **Residency.** warm_frac says how much of the operands was touched just before: 1 in
 micro-benchmarks that repeat one buffer, and for what the kernel before wrote; 0 for the caches of a
@@ -50,12 +60,15 @@ Constants and priors: aiconfigurator tables of vLLM, TensorRT-LLM and SGLang on 
 and L40S, head sizes 64 to 256; they were set on the tables as a whole.
 
 Known error on rows outside the fit, 64 fitted per GPU, stack and format, own kernels of the newest
-stack version (mean absolute, mean over sets; median row in brackets): prefill 9.7 % (6.6 %): A100
-6, B200 and H100 10, L40S 11; decode 11.7 % (7.8 %): B200 9, A100 11, H100 13, L40S 14. A GPU left
-out of a joint fit of its stack: prefill 21 % in bf16 (A100 15, H100 16, B200 17, L40S 35), decode
-31 %: stacks run different kernels on different generations, which a datasheet does not tell. Worst:
-decode of TensorRT-LLM on Hopper and Ada (15 to 19 %), FlashInfer splitting short prefills on L40S,
-head size 192 of SGLang on H100.
+stack version (mean absolute, mean over sets; median row in brackets): prefill 9.1 % (6.1 %): A100
+6, B200 and H100 9, L40S 11; decode 11.0 % (7.2 %): B200 9, A100 10, H100 and L40S 12. A GPU left
+out of the fit (16 bits): prefill 18 % (A100 15, B200 16, H100 17, L40S 25), decode 23 % (H100 17,
+A100 and B200 21, L40S 32); with 8-bit caches about 30 %. Stacks run different kernels on different
+generations, which a datasheet does not tell: on L40S FlashInfer starts faster than all others (by
+half), on B200 all stacks run one kernel with cheaper blocks, on A100 SGLang reads at half speed.
+Worst: decode of TensorRT-LLM on Hopper and Ada (14 to 15 %: its splits and kernels change with
+context and are not even monotone), FlashInfer splitting short prefills and decoding groups of 2
+and 3 on L40S, head size 192 of SGLang on H100.
 """
 
 from __future__ import annotations
@@ -69,33 +82,34 @@ from ._jit import jit
 from .tables import BOUND_COMPUTE, BOUND_LATENCY, BOUND_MEMORY, Coefficient, coefficient_dtype
 
 # Constants that differ little between GPUs and stacks: means over fits to the tables named above.
-FILL_KEYS = 50.0  # keys' worth of pipeline fill per query tile
 HEAD_PAD = 32.0  # head sizes are padded to a multiple of this
 HEAD_USUAL = 128.0  # the size that kernels are tuned for
+TILE_CLOCKS = 4500.0  # fixed cost of a query tile
 LONE_TILE = 1.1  # a tile alone on the GPU against its share of a busy SM
-KEY_SPLIT = 0.12  # speed-up of a lone tile per idle SM, as an exponent: some kernels split keys
 UNFILLED = 0.55  # part of the last, partly filled round of tiles that is lost
 PREFILL_HBM_FRAC = 0.83
 L2_FRAC = 0.3  # of L2_BYTES_PER_CLOCK
-HELPER_LAUNCH_S = 2e-6
+HELPER_CLOCKS = 3800.0  # launch of the helper kernels
 THREADS_PER_CTA = 512.0  # of the kernel that writes one token into the cache
-POWER_SLOWDOWN = 0.06  # full tensor load, long enough for the clock to fall
+POWER_SLOWDOWN = 0.07  # full tensor load, long enough for the clock to fall
 POWER_DELAY_S = 3e-3
 PREFILL_NORM = 4.0  # exponent of the p-norm: overlap of work and memory
 
 BLOCK_KEYS = 128.0  # smallest part of a context that is split off
+STRADDLE_KEYS = 64.0  # keys beyond a window that its blocks hold
 MAX_SPLITS = 32.0
-SPLIT_FILL = 1.2  # CTAs per SM up to which contexts are split
-INTAKE_CLOCK = 8.0  # bytes per clock that an SM takes from L2 beyond its share of HBM
-HALF_ROUND = 0.5  # part of an unfilled round of decode CTAs that is lost
-EXPOSED = 0.4  # part of a CTA's fixed time in which no other CTA reads on its behalf
-HEAD_EXPONENT = 0.5  # a CTA's fixed time over head size
-GROUP_FULL = 4.0  # heads per KV head from which grouped kernels cost their full extra time
+SPLIT_FILL = 1.6  # CTAs per SM up to which contexts are split
+INTAKE_CLOCK = 10.0  # bytes per clock that an SM takes from L2 beyond its share of HBM
+FIXED_CLOCK = 32.0  # the same for the rate at which a CTA's fixed part passes
+UNFILLED_DECODE = 0.85  # part of an unfilled round of decode CTAs that is lost
+NARROW_EXPONENT, WIDE_EXPONENT = 0.25, 0.5  # a CTA's fixed part over head size, from 128 on
 ROW_PAD = 16.0  # rows of the smallest tensor-core tile
 DECODE_TENSOR_FRAC = 0.6
-DECODE_NORM = 6.0
+DECODE_SOFTMAX_CLOCKS = 0.06  # exponential of one score: an SM does 16 a clock
+DECODE_NORM = 8.0
 L2_FULL, L2_SPILLED = 0.7, 1.3  # bytes over usable L2 where hits begin to fall, and are gone
-SWITCH = 0.75  # coefficients that stand for yes (1) or no (0.5)
+# Values of split_rule are 0.5, 1 and 2; the fit moves on logarithms, so these lie between.
+SPLITS_GROUPED, SPLITS_UNGROUPED = 0.7, 1.4
 
 L2_BYTES_PER_CLOCK = 64.0  # what an SM can take from L2, NVIDIA GPUs since Volta
 
@@ -103,17 +117,22 @@ FIXED = 1e-4  # spread of discrete facts: chosen among a few values by the fit r
 
 # fmt: off
 ATTENTION_PREFILL_COEFFICIENTS = (
-    Coefficient("launch_s", 7e-6, 0.35, 1e-6, 6e-5, "s", "start and end of the attention kernel"),
+    Coefficient("launch_clocks", 13000.0, 0.4, 1000.0, 2e5, "clocks",
+                "start and end of the attention kernel"),
     Coefficient("tile_rows", 128.0, FIXED, 16.0, 512.0, "rows", "height of a query tile"),
     Coefficient("tensor_frac", 0.75, 0.2, 0.2, 1.0, "1", "share of tensor peak inside a tile"),
-    Coefficient("softmax_clocks", 0.05, 0.4, 0.002, 0.6, "clocks",
-                "exponential and scaling of one score on an SM, where products do not hide it"),
-    Coefficient("tile_clocks", 3200.0, 0.7, 50.0, 40000.0, "clocks", "fixed cost of a tile"),
+    Coefficient("softmax_clocks", 0.09, 0.3, 0.005, 0.8, "clocks",
+                "exponential and scaling of one score on an SM"),
+    Coefficient("fill_keys", 50.0, 0.5, 2.0, 1500.0, "keys",
+                "keys' worth of pipeline fill of a tile"),
+    Coefficient("key_split", 0.15, 0.5, 0.005, 0.9, "1",
+                "speed-up of a lone tile by idle SMs, as an exponent: some kernels split keys"),
     Coefficient("pack_frac", 0.25, 1.0, 0.02, 1.0, "1",
                 "how far the heads of a group share a tile: 0 not, 1 fully"),
-    Coefficient("single_pack_frac", 0.3, 1.2, 0.02, 1.0, "1",
-                "the same for sequences of one new token, if more"),
-    Coefficient("tail_frac", 0.7, 0.5, 0.02, 1.0, "1",
+    Coefficient("single_pack_frac", 1.0, FIXED, 0.01, 2.0, "1",
+                "the same for sequences of one new token, if more: 1 where they go to a kernel "
+                "that packs, as decode does"),
+    Coefficient("tail_frac", 0.78, 0.4, 0.02, 1.0, "1",
                 "part of the difference between longest and mean tile that is waited for"),
     Coefficient("l2_fit_frac", 0.75, 0.35, 0.1, 3.0, "1", "share of the L2 that keeps operands"),
     Coefficient("query_passes", 0.8, 1.5, 0.001, 8.0, "1",
@@ -128,25 +147,28 @@ ATTENTION_PREFILL_COEFFICIENTS = (
                 "products of small heads: time falls with head size to the power 1 - this"),
 )
 ATTENTION_DECODE_COEFFICIENTS = (
-    Coefficient("launch_s", 7.2e-6, 0.32, 1e-6, 6e-5, "s", "start and end of the kernels"),
-    Coefficient("cta_clocks", 3800.0, 0.55, 100.0, 80000.0, "clocks",
-                "fixed cost of a thread block at head size 128"),
+    Coefficient("launch_clocks", 13000.0, 0.35, 1000.0, 2e5, "clocks",
+                "start and end of the kernels"),
+    Coefficient("cta_bytes", 1.9e5, 0.55, 5e3, 4e6, "bytes",
+                "fixed cost of a thread block at head size 128, as bytes moved meanwhile"),
     Coefficient("row_clocks", 60.0, 0.7, 1.0, 4000.0, "clocks", "query and output row of a head"),
-    Coefficient("group_clocks", 300.0, 1.4, 1.0, 40000.0, "clocks",
+    Coefficient("group_bytes", 1.5e4, 1.4, 100.0, 2e6, "bytes",
                 "further fixed cost where heads share keys"),
     Coefficient("intake_frac", 1.0, 0.4, 0.1, 4.0, "1",
                 "keys and values that an SM takes in, over its share of HBM plus INTAKE_CLOCK"),
     Coefficient("hbm_frac", 0.83, 0.12, 0.3, 1.0, "1", "share of HBM bandwidth reached"),
-    Coefficient("l2_fit_frac", 0.75, 0.32, 0.1, 3.0, "1", "share of the L2 that keeps a cache"),
-    Coefficient("combine_s", 2e-6, 0.7, 1e-7, 3e-5, "s", "merging the parts of a split context"),
-    Coefficient("regroup_s", 2.5e-7, 1.2, 1e-8, 3e-5, "s",
+    Coefficient("l2_fit_frac", 1.0, 0.15, 0.1, 3.0, "1", "share of the L2 that keeps a cache"),
+    Coefficient("combine_clocks", 3800.0, 0.7, 100.0, 1e5, "clocks",
+                "merging the parts of a split context"),
+    Coefficient("regroup_clocks", 500.0, 1.2, 10.0, 1e5, "clocks",
                 "helpers that reorder queries and outputs of several groups"),
-    Coefficient("ungrouped_s", 5e-7, 1.1, 1e-8, 1e-5, "s",
+    Coefficient("ungrouped_clocks", 1000.0, 1.1, 10.0, 1e5, "clocks",
                 "extra time of the kernel for heads that share no keys"),
     Coefficient("max_group", 1024.0, FIXED, 1.0, 1e6, "heads",
                 "largest group whose heads share keys"),
-    Coefficient("always_splits", 1.0, FIXED, 0.1, 2.0, "yes/no",
-                "1: always; 0.5: only grouped heads without a window split and share keys"),
+    Coefficient("split_rule", 1.0, FIXED, 0.1, 10.0, "code",
+                "1: all heads split; 0.5: only grouped ones without a window, and only those "
+                "share keys; 2: only ungrouped ones"),
 )
 # fmt: on
 
@@ -285,13 +307,13 @@ def attention_prefill_s(
     wide = 1.0 + attention.wide_slowdown * max(0.0, size - 1.0)
     narrow = min(1.0, size) ** -attention.narrow_loss
     tensor_flops_per_s = attention.tensor_frac * attention.peak_flops_per_s / device.sm_count
-    pair_s = wide * (
-        narrow * 2.0 * width / tensor_flops_per_s + attention.softmax_clocks / device.clock_hz
-    )
-    fixed_s = attention.tile_clocks / device.clock_hz
-    mean_s = fixed_s + rows * pair_s * (mean_keys + FILL_KEYS)
-    longest_s = fixed_s + rows * pair_s * (longest_keys + FILL_KEYS)
-    lone_s = fixed_s + (longest_s - fixed_s) * LONE_TILE / max(1.0, 1.0 / rounds) ** KEY_SPLIT
+    products_s = narrow * 2.0 * width / tensor_flops_per_s
+    pair_s = wide * math.hypot(products_s, attention.softmax_clocks / device.clock_hz)
+    fixed_s = TILE_CLOCKS / device.clock_hz
+    mean_s = fixed_s + rows * pair_s * (mean_keys + attention.fill_keys)
+    longest_s = fixed_s + rows * pair_s * (longest_keys + attention.fill_keys)
+    sharing = max(1.0, 1.0 / rounds) ** attention.key_split
+    lone_s = fixed_s + (longest_s - fixed_s) * LONE_TILE / sharing
     filled_s = rounds * mean_s
     uneven_s = UNFILLED * (math.ceil(rounds) - rounds) * mean_s
     uneven_s += attention.tail_frac * (longest_s - mean_s)
@@ -321,14 +343,15 @@ def attention_prefill_s(
         passed += attention.kv_passes * n_kv_heads * (head_dim + v_dim)
         token_s = attention.token_clocks / (device.clock_hz * device.sm_count)
         token_s *= min(1.0, n_kv_heads * head_dim / THREADS_PER_CTA)
-        helpers_s = HELPER_LAUNCH_S + arriving * passed * byte_s
+        helpers_s = HELPER_CLOCKS / device.clock_hz + arriving * passed * byte_s
         helpers_s += n_sequences * new_tokens * token_s
 
     slow_s = POWER_SLOWDOWN * filled_s * filled_s / (filled_s + POWER_DELAY_S)
     busy_s = _blend(work_s, memory_s, PREFILL_NORM) + slow_s
-    total_s = attention.launch_s + helpers_s + busy_s
+    launch_s = attention.launch_clocks / device.clock_hz
+    total_s = launch_s + helpers_s + busy_s
     bound = BOUND_COMPUTE
-    if attention.launch_s >= 0.5 * total_s:
+    if launch_s >= 0.5 * total_s:
         bound = BOUND_LATENCY
     elif memory_s + helpers_s > work_s:
         bound = BOUND_MEMORY
@@ -429,37 +452,47 @@ def attention_decode_s(
     if v_head_dim == 0.0:
         width = 2.0 * head_dim
     keys = decode_keys(context, window)
+    if window > 0.0:
+        keys = min(context, window + STRADDLE_KEYS)
     group = n_heads / n_kv_heads
-    limited = attention.always_splits < SWITCH
+    grouped_split = attention.split_rule < SPLITS_GROUPED
     heads = n_sequences * n_kv_heads
     rows = group
-    if group > attention.max_group or (limited and window > 0.0):
+    if group > attention.max_group or (grouped_split and window > 0.0):
         heads = n_sequences * n_heads
         rows = 1.0
 
-    moved = attention_decode_work(
-        n_sequences, context, n_heads, n_kv_heads, head_dim, window, attention, v_head_dim
-    )[1]
+    cached = keys * n_kv_heads * attention.kv_element_bytes
+    moved = n_sequences * width * (cached + n_heads * attention.query_element_bytes)
     cold_frac = _cold_frac(moved, warm_frac, attention.l2_fit_frac * device.l2_bytes)
     hbm_s = moved * cold_frac / (attention.hbm_frac * device.hbm_bytes_per_s)
-    fixed_clocks = attention.cta_clocks * (0.5 * width / HEAD_USUAL) ** HEAD_EXPONENT
-    fixed_clocks += attention.group_clocks * min(1.0, (rows - 1.0) / (GROUP_FULL - 1.0))
-    fixed_s = (fixed_clocks + attention.row_clocks * rows) / device.clock_hz
     share_bytes_per_s = device.hbm_bytes_per_s / device.sm_count
+    size = 0.5 * width / HEAD_USUAL
+    fixed_bytes = attention.cta_bytes * (
+        size**WIDE_EXPONENT if size >= 1.0 else size**NARROW_EXPONENT
+    )
+    if rows > 1.0:
+        fixed_bytes += attention.group_bytes
+    fixed_s = fixed_bytes / (share_bytes_per_s + FIXED_CLOCK * device.clock_hz)
+    fixed_s += attention.row_clocks * rows / device.clock_hz
     intake_bytes_per_s = min(
         L2_BYTES_PER_CLOCK * device.clock_hz,
         attention.intake_frac * (share_bytes_per_s + INTAKE_CLOCK * device.clock_hz),
     )
     products_per_s = DECODE_TENSOR_FRAC * attention.peak_flops_per_s / device.sm_count
     key_load_s = width * attention.kv_element_bytes / intake_bytes_per_s
-    key_product_s = 2.0 * width * math.ceil(rows / ROW_PAD) * ROW_PAD / products_per_s
+    score_s = 2.0 * width / products_per_s + DECODE_SOFTMAX_CLOCKS / device.clock_hz
+    key_product_s = math.ceil(rows / ROW_PAD) * ROW_PAD * score_s
     key_s = max(key_load_s, key_product_s)
 
     blocks = math.ceil(keys / BLOCK_KEYS)
     limit = min(MAX_SPLITS, SPLIT_FILL * device.sm_count / heads)
-    if limited and (group == 1.0 or window > 0.0):
+    if grouped_split and (group == 1.0 or window > 0.0):
+        limit = 1.0
+    if attention.split_rule > SPLITS_UNGROUPED and rows > 1.0:
         limit = 1.0
     limit = max(1.0, min(limit, blocks))
+    combine_s = attention.combine_clocks / device.clock_hz
     best_s = math.inf
     splits = 1.0
     searching = True
@@ -468,20 +501,20 @@ def attention_decode_s(
         joined_s = 0.0
         if splits > 1.0:
             cta_keys = min(keys, math.ceil(blocks / splits) * BLOCK_KEYS)
-            joined_s = attention.combine_s
+            joined_s = combine_s
         load = heads * splits / device.sm_count
-        rounds = max(1.0, load + HALF_ROUND * (math.ceil(load) - load))
+        rounds = max(1.0, load + UNFILLED_DECODE * (math.ceil(load) - load))
         grid_s = rounds * (fixed_s + cta_keys * key_s)
-        stream_s = hbm_s + EXPOSED * rounds * fixed_s
-        best_s = min(best_s, _blend(grid_s, stream_s, DECODE_NORM) + joined_s)
+        best_s = min(best_s, _blend(grid_s, hbm_s + fixed_s, DECODE_NORM) + joined_s)
         searching = splits < limit
         splits = min(2.0 * splits, limit)
 
-    floor_s = attention.launch_s
+    floor_clocks = attention.launch_clocks
     if rows == 1.0:
-        floor_s += attention.ungrouped_s
+        floor_clocks += attention.ungrouped_clocks
     if group > 1.0 and n_kv_heads > 1.0:
-        floor_s += attention.regroup_s
+        floor_clocks += attention.regroup_clocks
+    floor_s = floor_clocks / device.clock_hz
     total_s = floor_s + best_s
     bound = BOUND_MEMORY
     if floor_s >= 0.5 * total_s:

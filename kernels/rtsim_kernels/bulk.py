@@ -37,7 +37,7 @@ from .generation import (
     grid_below,
     owed,
 )
-from .step import Machine, depends_on_context, operator_s, operator_work, runs
+from .step import Machine, depends_on_context, operator_s, operator_work, runs, slowest_excess
 from .tables import N_KINDS
 
 # How the time of an operator depends on a step, `dependence`.
@@ -47,9 +47,12 @@ ON_BOTH = 2
 ON_CONTEXT = 3
 
 # Columns of a segment's sums: GPU seconds by kind, then
-HOST_S = N_KINDS
-GPU_S = N_KINDS + 1
-N_SUMS = N_KINDS + 2
+GPU_S = N_KINDS  # of all kinds
+HOST_S = N_KINDS + 1  # of the host itself
+EXPOSED_S = N_KINDS + 2  # collectives that the host waits for
+N_ADDED = N_KINDS + 3  # those up to here are added up
+RANKS = N_KINDS + 3  # of the largest collective
+N_SUMS = N_KINDS + 4
 # Columns of a step: owed seconds by kind, then the step's time.
 STEP_S = N_KINDS
 N_STEP = N_KINDS + 1
@@ -136,7 +139,8 @@ class Machines(NamedTuple):
     collective: Any
     host: Any
     moe: Any
-    mla: Any
+    mla_prefill: Any
+    mla_decode: Any
     scan: Any
     plan: Any
 
@@ -230,7 +234,9 @@ def add_operators(
             sums[at, GPU_S] += spent
             sums[at, HOST_S] += operator.launches * host.launch_s
             if operator.kind == tables.COLLECTIVE and operator.ranks > 1:
-                sums[at, HOST_S] += host.collective_s + host.exposed_frac * spent
+                sums[at, HOST_S] += host.collective_s
+                sums[at, EXPOSED_S] += host.exposed_frac * spent
+                sums[at, RANKS] = max(sums[at, RANKS], operator.ranks)
             if len(work) > 0 and spent != 0.0:
                 flops, moved = operator_work(
                     operator, n_sequences, new_tokens, context, 0.0, machine
@@ -254,7 +260,8 @@ def joined_s(system: Any, segments: Any, host: Any, start_s: float, sums: Any, o
         segment = segments[s]
         at = s - system.first_segment
         gpu_s = sums[at, GPU_S]
-        host_s = sums[at, HOST_S]
+        lag = 1.0 + host.rank_lag * slowest_excess(sums[at, RANKS])
+        host_s = host.slowness * lag * sums[at, HOST_S] + sums[at, EXPOSED_S]
         slow = max(gpu_s, host_s)
         both_s = 0.0
         if slow > 0.0:
@@ -272,7 +279,7 @@ def joined_s(system: Any, segments: Any, host: Any, start_s: float, sums: Any, o
         for kind in range(N_KINDS):
             out[kind] += sums[at, kind] * share
         host_clock += segment.count * host_s
-    out[STEP_S] = host.step_s + gpu_clock
+    out[STEP_S] = host.slowness * host.step_s + gpu_clock
     return out[STEP_S]
 
 
@@ -538,7 +545,7 @@ def predict_rows(
         i = system.machine
         machine = Machine(
             m.device[i], m.gemm[i], m.prefill[i], m.decode[i], m.memory[i], m.collective[i],
-            m.host[i], m.moe[i], m.mla[i], m.scan[i], m.plan[i],
+            m.host[i], m.moe[i], m.mla_prefill[i], m.mla_decode[i], m.scan[i], m.plan[i],
         )  # fmt: skip
         plan = machine.plan
         host = machine.host
@@ -645,8 +652,9 @@ def predict_rows(
                         seconds, pass_sums[found], pass_work[found],
                     )  # fmt: skip
                 for s in range(n_segments):
-                    for column in range(N_SUMS):
+                    for column in range(N_ADDED):
                         sums[s, column] = pass_sums[found, s, column] + head_sums[s, column]
+                    sums[s, RANKS] = max(pass_sums[found, s, RANKS], head_sums[s, RANKS])
                     if joined.segments[system.first_segment + s].is_layer == 1:
                         sums[s, HOST_S] += host.prefill_layer_s
                 work[0] = pass_work[found, 0] + head_work[0]
@@ -656,7 +664,7 @@ def predict_rows(
                         wanted, system, joined, together, new_tokens, context, machine, seconds,
                         sums, work,
                     )  # fmt: skip
-                start_s = host.prompt_token_s * together * new_tokens
+                start_s = host.slowness * host.prompt_token_s * together * new_tokens
                 prefill = fill * joined_s(system, joined.segments, host, start_s, sums, step)
                 prompt[:] = 0.0
                 rest = prefill

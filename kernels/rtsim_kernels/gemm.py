@@ -13,11 +13,13 @@ model takes the fastest:
     chain   = steps step_s sqrt(2.9e12 / 16-bit FLOPs per s and SM)      latency of one loop over k
     traffic = max(waves tile_bytes SMs sm_edge, tiles tile_bytes l2_edge) / (a_bytes peak)
     dram    = d + ramp_s d / (d + ramp_s),   d = bytes missing the L2 / (hbm_frac bandwidth)
-    t       = launch + fill + (body^3 + chain^3 + traffic^3 + dram^3)^(1/3) + split_s if s > 1
+    t       = launch + start min(1, tiles/SMs) + fill
+              + (body^3 + chain^3 + traffic^3 + dram^3)^(1/3) + split_s if s > 1
 
 with tile_bytes = (min(m,tm) a_bytes + min(n,tn) b_bytes) step_k steps + store_cost min(m,tm)
 min(n,tn) out_bytes, store the last term at the rate of one SM, fill = fill_clocks/clock (less
-for loops shorter than four steps), launch = launch_clocks/clock.
+for loops shorter than four steps), launch = launch_clocks/clock, start = start_clocks/clock: a
+kernel on one SM starts and ends sooner than one on all of them (1.9 against 2.2 us on B200).
 
 Persistent kernels (Hopper and later) hide the store of one tile behind the loop of the next
 and spread the last wave: their `wave_round` is near 0.15, that of classic ones near 0.8.
@@ -36,7 +38,8 @@ slower by 1 + long_row_cost log2(1 + row bytes / 32 KiB), rows being k long (P10
 approaches the former: busy *= 1 + (ratio - 1) busy / (busy + 0.6 ms). T4 falls to half within 3 ms.
 
 Cache residency. Cyclic re-use of W bytes in a cache of C bytes with random replacement misses
-the share y that solves 1 - y = exp(-y W/C) (0 for W <= C); C = l2_use l2_bytes. Weights come
+the share y that solves 1 - y = exp(-y W/C) (0 for W <= C); C = l2_use l2_bytes / l2_partitions:
+an L2 of two partitions keeps what SMs of both sides read twice. Weights come
 round after `weight_copies` copies of themselves (infinity: a whole model passes in between,
 every byte comes from DRAM), activations and results after one call. Operands that outgrow the
 cache are read again by every block of tiles that is in flight together.
@@ -58,8 +61,12 @@ row (m = 1) stream and do not care. Evidence: prompt passes of unfused attention
 16-bit row, so fits leave the coefficient at its prior.
 
 Not modelled: TF32 (4-byte activations count as ordinary cores); the kernel that a library really
-picks (single shapes move by tens of per cent; no split below k = 8,192 on L40S costs it 20-150 %
-there, fp8 kernels chosen by thresholds of n 20-60 %).
+picks, where more work then takes less time: on L40S k = 7,168 is not split (31 us at m = 12,
+n = 32) and 8,192 is (5 us); vLLM's fp8 kernel of 4,096 < n <= 8,192 there is 20-30 % slower than
+that of 12,288; cuBLAS keeps tiles of 128 x 256 on A100 where 1.1 waves of them take two (20 %).
+Single shapes move by tens of per cent. Corrected by the median residual of the six nearest of
+2,000 rows, 16-bit predictions would still be 4-6 % off on A100, H100 and B200 (SGLang there: 9 %)
+and 10 % on L40S; 600 fitted rows instead of 64 gain 0.4 points, other tile lists nothing.
 
 Sources: tiles, waves and split-K as in CUTLASS; cache model after Fagin's and Dan-Towsley's
 treatment of random replacement; constants and priors from measured bf16 GEMMs on A100, H100,
@@ -85,13 +92,16 @@ from .tables import (
 GEMM_COEFFICIENTS = (
     Coefficient("launch_clocks", 4300.0, 0.22, 200.0, 2e5, "clocks",
                 "start and end of a kernel, also of an empty one"),
+    Coefficient("start_clocks", 700.0, 0.6, 1.0, 2e4, "clocks",
+                "longer start and end of a kernel on all SMs than on one"),
     Coefficient("compute_frac", 0.93, 0.08, 0.2, 1.12, "1",
                 "math rate of an endless tile in a short kernel, share of the peak"),
     Coefficient("power_drop", 0.10, 0.5, 0.005, 1.5, "1",
                 "slow-down per tenfold length of a kernel beyond 0.1 ms (power limit)"),
     Coefficient("hbm_frac", 0.82, 0.06, 0.2, 1.0, "1", "share of the DRAM bandwidth reached"),
     Coefficient("ramp_s", 1.15e-6, 0.4, 1e-8, 1e-5, "s", "time until DRAM streams at full rate"),
-    Coefficient("l2_use", 0.48, 0.4, 0.1, 1.0, "1", "share of the L2 that keeps re-used data"),
+    Coefficient("l2_use", 0.8, 0.35, 0.1, 1.2, "1",
+                "share of the L2, or of one of its partitions, that keeps re-used data"),
     Coefficient("l2_edge", 107.0, 0.22, 2.0, 1000.0, "elements",
                 "square tile at which the L2 keeps up with the math of the GPU"),
     Coefficient("sm_edge", 60.0, 0.15, 2.0, 1000.0, "elements",
@@ -129,6 +139,7 @@ GEMM = np.dtype(
         ("out_bytes", np.float64),  # per result element
         ("quantize_bytes", np.float64),  # per activation element before quantisation; 0: none
         ("activation_copies", np.float64),  # sets of activations cycled through; 1 in a model
+        ("l2_partitions", np.float64),  # 2: data that SMs of both sides read are kept twice
         *coefficient_dtype(GEMM_COEFFICIENTS).descr,
     ]
 )
@@ -188,6 +199,13 @@ def gemm_bytes(m: float, n: float, k: float, batch: float, gemm: Any) -> float:
 
 
 @jit
+def kept_bytes(gemm: Any, device: Any) -> float:
+    """Bytes of re-used data that the L2 keeps."""
+    cache: float = gemm.l2_use * device.l2_bytes / gemm.l2_partitions
+    return cache
+
+
+@jit
 def missing_bytes(
     m: float, n: float, k: float, batch: float, weight_copies: float, gemm: Any, device: Any
 ) -> tuple[float, float]:
@@ -198,7 +216,7 @@ def missing_bytes(
     weights = batch * n * k * gemm.b_bytes
     activations = batch * m * k * gemm.a_bytes
     results = batch * m * n * gemm.out_bytes
-    cache = gemm.l2_use * device.l2_bytes
+    cache = kept_bytes(gemm, device)
     once_miss = miss_frac((weights + activations + results) / cache)
     weight_miss = 1.0
     if weight_copies < ENDLESS_COPIES:
@@ -234,7 +252,7 @@ def quantize_s(m: float, k: float, batch: float, gemm: Any, device: Any) -> floa
     elements = batch * m * k
     moved = elements * (gemm.quantize_reads * gemm.quantize_bytes + gemm.a_bytes)
     once = elements * (gemm.quantize_bytes + gemm.a_bytes)
-    missing = moved * miss_frac(once / (gemm.l2_use * device.l2_bytes))
+    missing = moved * miss_frac(once / kept_bytes(gemm, device))
     dram = missing / (gemm.hbm_frac * device.hbm_bytes_per_s)
     l2 = moved * gemm.l2_edge / (gemm.a_bytes * gemm.peak_flops_per_s)
     return gemm.quantize_s + max(dram, l2, batch * m * gemm.quantize_row_s)
@@ -274,6 +292,7 @@ class Rates(NamedTuple):
     step_s: float  # latency of a step along k
     fill_s: float  # of a tile with a loop of FILL_STEPS or more
     dram_s: float  # of the whole product
+    start_s: float  # on all SMs rather than on one
     throttle: float  # what a long product takes longer than a short one for want of power, share
 
 
@@ -290,6 +309,7 @@ def rates_of(dram: float, gemm: Any, device: Any) -> Rates:
         gemm.step_s * math.sqrt(reference * byte_s),
         gemm.fill_clocks / device.clock_hz,
         dram,
+        gemm.start_clocks / device.clock_hz,
         short / gemm.peak_flops_per_s - 1.0,
     )
 
@@ -321,6 +341,7 @@ def candidate_s(
     chain = steps * rates.step_s
     fill = rates.fill_s * min(1.0, steps / FILL_STEPS)
     extra = fill if split == 1.0 else fill + gemm.split_s
+    extra += rates.start_s * min(1.0, tiles / sm_count)
     busy = waves * steps * step_flops * rates.flop_s
     body = busy + (1.0 + (waves - 1.0) * gemm.wave_round) * (0.5 * fill + stored * rates.sm_byte_s)
     others = chain * chain * chain + traffic * traffic * traffic

@@ -18,14 +18,21 @@ exposed_frac of the collective's own time on the GPU: ranks wait for each other 
 hosts do not run ahead of it as they do of kernels. The prompt pass also pays prefill_layer_s per
 layer (cache and mask allocation in eager stacks).
 
+All host times are `slowness` times what the coefficients state: the same software on another
+server keeps their proportions. With n ranks, a process each, they grow by 1 + rank_lag (H(n) - 1):
+everyone waits for the slowest process. For exponential delays of deviation rank_lag that is the
+expected largest of n over the mean; cores that clock lower when many are busy add to it.
+
 Evidence: generation.csv of helm-efficiency (Megatron-LM, A100): one decoded token takes
 0.70 ms per layer from 24 to 96 layers and 1024 to 5120 wide, 0.81-0.83 ms with tensor
-parallelism 4-8, whatever the width.
+parallelism 4-8, whatever the width: two collectives more, their GPU time in full. On 16 V100
+(0.81 ms without, 1.0-1.17 ms with tensor parallelism) repeats scatter by 3 %, on A100 by 0.2 %.
 Ignored: several streams; overlap of communication with compute.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from . import tables
@@ -40,7 +47,7 @@ from .attention import (
 from .collective import collective_s, wire_bytes
 from .gemm import gemm_s
 from .memory_bound import memory_bound_s
-from .mla import mla_decode_s, mla_decode_work
+from .mla import mla_decode_s, mla_decode_work, mla_prefill_s, mla_prefill_work
 from .moe import moe_s, moe_work
 from .scan import scan_s, scan_work
 from .tables import Coefficient
@@ -50,15 +57,19 @@ HOST_COEFFICIENTS = (
                 "fixed time of a step: scheduling, sampling, waiting for the result"),
     Coefficient("launch_s", 3.0e-5, 0.5, 1e-7, 2e-4, "s",
                 "host time to issue one kernel"),
-    Coefficient("collective_s", 5.0e-5, 0.7, 1e-7, 5e-4, "s",
+    Coefficient("collective_s", 3.0e-6, 0.7, 1e-7, 5e-4, "s",
                 "further host time to issue one collective"),
-    Coefficient("exposed_frac", 0.7, 0.4, 1e-3, 2.0, "1",
+    Coefficient("exposed_frac", 1.0, 0.15, 1e-3, 2.0, "1",
                 "share of a collective's GPU time that adds to the host track"),
     Coefficient("prefill_layer_s", 5.0e-5, 0.7, 1e-7, 5e-4, "s",
                 "further host time per layer of the prompt pass"),
     Coefficient("prompt_token_s", 8.0e-6, 0.7, 1e-9, 5e-5, "s",
                 "host time per prompt token before the first kernel: tokenising, copying"),
-    Coefficient("corner", 6.0, 0.4, 1.5, 40.0, "1",
+    Coefficient("slowness", 1.0, 0.1, 0.1, 10.0, "1",
+                "host times of this machine over those that the other coefficients state"),
+    Coefficient("rank_lag", 3.0e-3, 0.3, 1e-5, 0.5, "1",
+                "share of its host time by which the slowest of n ranks lags, per H(n) - 1"),
+    Coefficient("corner", 12.0, 0.3, 1.5, 40.0, "1",
                 "exponent p of the soft corner between host and GPU track"),
     Coefficient("kernel_gap_s", 1.2e-6, 0.5, 1e-8, 1e-5, "s",
                 "idle time of the GPU between two dependent kernels"),
@@ -71,6 +82,8 @@ HOST = tables.coefficient_dtype(HOST_COEFFICIENTS)
 # Weights of a model are read once per step: the whole model passes between two uses, so they are
 # cold; this many copies in rotation says so to the GEMM model.
 COLD = 1e9
+EULER = 0.5772156649  # limit of H(n) - ln n
+INDEX_BLOCK = 64.0  # entries of an index are kept and scored in blocks (DeepSeek's paged cache)
 # Operands of a batched attention GEMM that were written by the kernel before.
 WARM = 1.0
 
@@ -78,8 +91,8 @@ WARM = 1.0
 class Machine(NamedTuple):
     """One GPU with its fitted operator models: records when compiled, NamedTuples when not.
 
-    gemm, collective: one row per number format, and per group and implementation. prefill: one
-    for attention, one for latent attention. plan: a PLAN row.
+    gemm, collective: one row per number format, and per group and implementation. plan: a PLAN
+    row.
     """
 
     device: Any
@@ -90,7 +103,8 @@ class Machine(NamedTuple):
     collective: Any
     host: Any
     moe: Any
-    mla: Any
+    mla_prefill: Any
+    mla_decode: Any
     scan: Any
     plan: Any
 
@@ -114,12 +128,15 @@ def operator_units(operator: Any, n_sequences: float, new_tokens: float, context
 
 @jit
 def keys_of(operator: Any, context: float, source: float) -> float:
-    """Entries that scores are computed for: of the source, of the context, or pooled."""
+    """Entries that scores are computed for: of the source, of the context, or pooled.
+
+    Entries of an index (compression 1 or more) lie in whole blocks.
+    """
     keys = context
     if operator.source > 0.0:
         keys = source
     if operator.compression > 0.0:
-        keys = max(1.0, context / operator.compression)
+        keys = math.ceil(context / operator.compression / INDEX_BLOCK) * INDEX_BLOCK
     return keys
 
 
@@ -141,6 +158,72 @@ def mask_of(
         far = visible_pairs(new_tokens, context, o.key_limit * o.compression, 1.0)
         return (near + far / o.compression) / new_tokens, 0.0, 0.0
     return context, o.window, o.causal
+
+
+@jit
+def latent_keys(operator: Any, new_tokens: float, context: float) -> float:
+    """Entries that a query of latent or compressed attention sees on average, at most a window."""
+    keys, window, causal = mask_of(operator, new_tokens, context, 0.0)
+    if causal == 0.0:
+        return keys
+    return visible_pairs(new_tokens, keys, window, causal) / new_tokens
+
+
+@jit
+def latent_s(
+    operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
+) -> tuple[float, int]:
+    """Latent attention: absorbed in decode; with keys and values of all heads for a prompt.
+
+    A prompt of which every query sees a chosen few keys, or pooled ones, takes the shorter of
+    attention to all of them and attention to as many as are seen.
+    """
+    o = operator
+    device = machine.device
+    if new_tokens == 1.0:
+        keys = latent_keys(o, 1.0, context)
+        return mla_decode_s(n_sequences, keys, o.n_heads, o.k, o.n, machine.mla_decode, device, 0.0)
+    warm_frac = 1.0 if new_tokens == context else 0.0
+    if o.n_kv_heads == 1.0:  # one shared head, no keys and values to make
+        keys, window, causal = mask_of(o, new_tokens, context, 0.0)
+        return attention_prefill_s(
+            n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
+            causal, machine.prefill, device, o.v_head_dim, warm_frac,
+        )  # fmt: skip
+    dense_s, dense_bound = mla_prefill_s(
+        n_sequences, new_tokens, context, o.n_heads, o.head_dim - o.n, o.n, o.v_head_dim, o.k,
+        machine.mla_prefill, device, warm_frac,
+    )  # fmt: skip
+    if o.window == 0.0:
+        return dense_s, dense_bound
+    sparse_s, sparse_bound = attention_prefill_s(
+        n_sequences, new_tokens, context, o.n_heads, o.n_kv_heads, o.head_dim, o.window, o.causal,
+        machine.prefill, device, o.v_head_dim, warm_frac,
+    )  # fmt: skip
+    if sparse_s < dense_s:
+        return sparse_s, sparse_bound
+    return dense_s, dense_bound
+
+
+@jit
+def latent_work(
+    operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
+) -> tuple[float, float]:
+    """(FLOPs, compulsory bytes) of latent attention in one step."""
+    o = operator
+    if new_tokens == 1.0:
+        keys = latent_keys(o, 1.0, context)
+        return mla_decode_work(n_sequences, keys, o.n_heads, o.k, o.n, machine.mla_decode)
+    if o.n_kv_heads == 1.0 or o.window > 0.0:
+        keys, window, causal = mask_of(o, new_tokens, context, 0.0)
+        return attention_prefill_work(
+            n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
+            causal, machine.prefill, o.v_head_dim,
+        )  # fmt: skip
+    return mla_prefill_work(
+        n_sequences, new_tokens, context, o.n_heads, o.head_dim - o.n, o.n, o.v_head_dim, o.k,
+        machine.mla_prefill,
+    )  # fmt: skip
 
 
 @jit
@@ -179,22 +262,19 @@ def operator_s(
         keys = keys_of(o, context, source)
         batch = n_sequences * o.n_heads
         return gemm_s(new_tokens, o.v_head_dim, keys, batch, copies, machine.gemm[o.row], device)
-    if kind in (tables.ATTENTION, tables.LATENT):
+    if kind == tables.LATENT:
+        return latent_s(o, n_sequences, new_tokens, context, machine)
+    if kind == tables.ATTENTION:
         keys, window, causal = mask_of(o, new_tokens, context, source)
-        if new_tokens == 1.0 and kind == tables.ATTENTION:
+        if new_tokens == 1.0:
             return attention_decode_s(
                 n_sequences, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
                 machine.decode, device, o.v_head_dim, 0.0,
             )  # fmt: skip
-        if new_tokens == 1.0:
-            seen = keys
-            if window > 0.0:
-                seen = min(keys, window)
-            return mla_decode_s(n_sequences, seen, o.n_heads, o.k, o.n, machine.mla, device, 0.0)
         warm_frac = 1.0 if new_tokens == context else 0.0  # all keys are new, or most are cached
         return attention_prefill_s(
             n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
-            causal, machine.prefill[o.row], device, o.v_head_dim, warm_frac,
+            causal, machine.prefill, device, o.v_head_dim, warm_frac,
         )  # fmt: skip
     if kind == tables.MEMORY_BOUND:
         width = o.width
@@ -271,21 +351,18 @@ def operator_work(
             k = keys
         moved = m * k * row.a_bytes + k * n * row.b_bytes + m * n * row.out_bytes
         return 2.0 * batch * m * n * k, batch * moved
-    if kind in (tables.ATTENTION, tables.LATENT):
+    if kind == tables.LATENT:
+        return latent_work(o, n_sequences, new_tokens, context, machine)
+    if kind == tables.ATTENTION:
         keys, window, causal = mask_of(o, new_tokens, context, source)
-        if new_tokens == 1.0 and kind == tables.ATTENTION:
+        if new_tokens == 1.0:
             return attention_decode_work(
                 n_sequences, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
                 machine.decode, o.v_head_dim,
             )  # fmt: skip
-        if new_tokens == 1.0:
-            seen = keys
-            if window > 0.0:
-                seen = min(keys, window)
-            return mla_decode_work(n_sequences, seen, o.n_heads, o.k, o.n, machine.mla)
         return attention_prefill_work(
             n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
-            causal, machine.prefill[o.row], o.v_head_dim,
+            causal, machine.prefill, o.v_head_dim,
         )  # fmt: skip
     if kind == tables.MEMORY_BOUND:
         width = o.width
@@ -307,21 +384,36 @@ def operator_work(
 
 
 @jit
+def slowest_excess(ranks: float) -> float:
+    """H(n) - 1, by which the expected largest of n exponential delays exceeds one, in units of it.
+
+    H(n): harmonic number, here ln n + 0.5772 + 1/(2n) - 1/(12 n^2); within 1e-3 for whole n.
+    """
+    if ranks <= 1.0:
+        return 0.0
+    return math.log(ranks) + 0.5 / ranks - 1.0 / (12.0 * ranks * ranks) + EULER - 1.0
+
+
+@jit
 def segment_host_s(
     segment: Any, operators: Any, new_tokens: float, is_prefill: bool, host: Any, times: Any
 ) -> float:
     """Host time of one repetition of a segment, seconds; `times` as `step_s` writes it."""
     total = 0.0
+    exposed_s = 0.0
+    ranks = 1.0
     for i in range(segment.first, segment.last):
         operator = operators[i]
         if not runs(operator, new_tokens):
             continue
         total += operator.launches * host.launch_s
         if operator.kind == tables.COLLECTIVE and operator.ranks > 1:
-            total += host.collective_s + host.exposed_frac * times[i, 0]
+            total += host.collective_s
+            exposed_s += host.exposed_frac * times[i, 0]
+            ranks = max(ranks, operator.ranks)
     if is_prefill and segment.is_layer == 1:
         total += host.prefill_layer_s
-    return total
+    return host.slowness * (1.0 + host.rank_lag * slowest_excess(ranks)) * total + exposed_s
 
 
 @jit
@@ -354,7 +446,7 @@ def step_s(
     gpu_clock = 0.0
     host_clock = 0.0
     if is_prefill:
-        host_clock = host.prompt_token_s * n_sequences * new_tokens
+        host_clock = host.slowness * host.prompt_token_s * n_sequences * new_tokens
         gpu_clock = host_clock
     for s in range(len(segments)):
         segment = segments[s]
@@ -393,4 +485,4 @@ def step_s(
         for i in range(segment.first, segment.last):
             times[i, 1] = times[i, 0] * owed_frac
         host_clock += segment.count * host_s
-    return host.step_s + gpu_clock
+    return host.slowness * host.step_s + gpu_clock

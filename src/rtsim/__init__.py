@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from rtsim.bulk import predict_many
     from rtsim.calibrate import Calibration, calibrate
     from rtsim.catalog import load_gpu, load_model
+    from rtsim.compare import Comparison, compare
+    from rtsim.curves import Curve, read_curves, write_curves
+    from rtsim.denoise import Denoised, denoise
     from rtsim.errors import (
         DataError,
         DoesNotFit,
@@ -28,12 +31,18 @@ if TYPE_CHECKING:
         SpecError,
         UnknownName,
     )
+    from rtsim.idealized_against import against_idealized
+    from rtsim.latencies import read_latencies
     from rtsim.measurements import read_table, write_table
     from rtsim.predict import predict
     from rtsim.prediction import Prediction
+    from rtsim.profiled import ProfiledModel, profile_fit
     from rtsim.report import prediction_to_json
+    from rtsim.scores import read_model_map
     from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec, WorkloadSpec
     from rtsim.sweep import SweepResult, sweep
+    from rtsim.study import load_study
+    from rtsim.tradeoff import Tradeoff, tradeoff
     from rtsim.validate import ValidationReport, validate
 
     __version__: str
@@ -46,6 +55,21 @@ _HOME = {
     "validate": "validate",
     "calibrate": "calibrate",
     "Calibration": "calibrate",
+    "compare": "compare",
+    "Comparison": "compare",
+    "load_study": "study",
+    "profile_fit": "profiled",
+    "ProfiledModel": "profiled",
+    "read_latencies": "latencies",
+    "denoise": "denoise",
+    "Denoised": "denoise",
+    "Curve": "curves",
+    "read_curves": "curves",
+    "write_curves": "curves",
+    "against_idealized": "idealized_against",
+    "tradeoff": "tradeoff",
+    "Tradeoff": "tradeoff",
+    "read_model_map": "scores",
     "ValidationReport": "validate",
     "Prediction": "prediction",
     "prediction_to_json": "report",
@@ -68,7 +92,10 @@ _HOME = {
 
 __all__ = [
     "Calibration",
+    "Comparison",
+    "Curve",
     "DataError",
+    "Denoised",
     "DoesNotFit",
     "GpuSpec",
     "ModelSpec",
@@ -76,22 +103,34 @@ __all__ = [
     "OutputError",
     "ParallelismSpec",
     "Prediction",
+    "ProfiledModel",
     "RtsimError",
     "SpecError",
     "SweepResult",
+    "Tradeoff",
     "UnknownName",
     "ValidationReport",
     "WorkloadSpec",
     "__version__",
+    "against_idealized",
     "calibrate",
+    "compare",
+    "denoise",
     "load_gpu",
     "load_model",
+    "load_study",
     "predict",
     "predict_many",
     "prediction_to_json",
+    "profile_fit",
+    "read_curves",
+    "read_latencies",
+    "read_model_map",
     "read_table",
     "sweep",
+    "tradeoff",
     "validate",
+    "write_curves",
     "write_table",
 ]
 

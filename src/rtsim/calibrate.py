@@ -52,12 +52,12 @@ LEAST_ROWS_VALIDATED = 12
 # by about that on GPUs where it could be checked; a host track that no row pins down is a guess.
 UNFITTED_SIGMAS = {
     "gemm": 0.20, "scores": 0.30, "values": 0.30, "attention": 0.30, "memory_bound": 0.30,
-    "collective": 0.40, "host": 0.50, "prompt_host": 0.50,
+    "collective": 0.40, "host": 0.50, "prompt_host": 0.50, "moe": 0.35, "mla": 0.30,
 }  # fmt: skip
 # Further deviation on another GPU than the fitted one, where it was not measured.
 TRANSFER_SIGMAS = {
     "gemm": 0.15, "scores": 0.2, "values": 0.2, "attention": 0.2, "memory_bound": 0.2,
-    "collective": 0.3, "host": 0.15, "prompt_host": 0.15,
+    "collective": 0.3, "host": 0.15, "prompt_host": 0.15, "moe": 0.25, "mla": 0.25,
 }  # fmt: skip
 _GROUPS_OF_KIND = {
     "gemm": ("gemm", "scores", "values"),
@@ -65,6 +65,9 @@ _GROUPS_OF_KIND = {
     "attention_decode": ("attention",),
     "memory_bound": ("memory_bound",),
     "collective": ("collective",),
+    "moe": ("moe",),
+    "mla_prefill": ("mla",),
+    "mla_decode": ("mla",),
 }
 
 # (what is being done, steps done, steps in all), for a progress bar.

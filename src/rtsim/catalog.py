@@ -1,4 +1,4 @@
-"""Names to packaged models and GPUs, and the user's own TOML files.
+"""Names to packaged models and GPUs, and the user's own files.
 
 One TOML file per thing under data/, file name = name. Listing and looking up names read no more
 than file names and the `aliases = [...]` line, so that they stay fast and free of pydantic.
@@ -7,12 +7,13 @@ Names compare without case, '-', '_' and spaces.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from rtsim.errors import DataError, NotSupported, UnknownName, fold
+from rtsim.errors import DataError, UnknownName, fold
 
 if TYPE_CHECKING:
     from rtsim.specs.gpu import GpuSpec
@@ -59,19 +60,37 @@ def resolve(kind: Kind, name: str) -> str:
 
 
 def load_model(name_or_path: str | Path) -> ModelSpec:
-    """A packaged model by name or alias, or a user's TOML file (a path that ends in .toml).
+    """A packaged model by name or alias, a user's TOML file (a path that ends in .toml), or a
+    Hugging Face configuration (a path that ends in .json, or a folder that holds config.json).
 
-    Raises UnknownName, DataError (file missing or malformed) or SpecError (a wrong field).
+    A plain name that is both a packaged model and a folder means the packaged model; ./NAME is
+    the folder. Raises UnknownName, DataError (file missing or malformed) or SpecError (a wrong
+    field).
     """
-    if str(name_or_path).lower().endswith(".json"):
-        # Configurations of Hugging Face models are to be read here once rtsim.hf exists.
-        raise NotSupported(
-            f"{name_or_path}: model configurations in JSON are not supported yet; "
-            "describe the model in a .toml file"
-        )
+    if is_config(name_or_path):
+        from rtsim.hf import read_config
+
+        return read_config(name_or_path)
     if _is_file(name_or_path):
         return _from_file(Path(name_or_path), _model_from)
     return _packaged_model(resolve("models", str(name_or_path)))
+
+
+def is_config(name_or_path: str | Path) -> bool:
+    """Whether a name means a Hugging Face configuration or the folder of one."""
+    text = str(name_or_path)
+    if text.lower().endswith(".json"):
+        return True
+    if text.lower().endswith(".toml") or not Path(text).parts or not os.path.isdir(text):  # noqa: PTH112 (never raises)
+        return False
+    if isinstance(name_or_path, Path) or text.startswith((".", "/", "~")) or text.endswith("/"):
+        return True
+    try:
+        resolve("models", text)
+    except UnknownName:
+        return True
+    # Owner and name: a download beats the catalogue, which takes any owner.
+    return "/" in text and Path(text, "config.json").is_file()
 
 
 def load_gpu(name_or_path: str | Path) -> GpuSpec:

@@ -19,17 +19,26 @@ from typing import Any
 from rtsim import units
 from rtsim.catalog import DATA, Kind, read_toml
 from rtsim.errors import RtsimError, fold
+from rtsim.specs.attention import AttentionSpec, LatentAttentionSpec
 from rtsim.specs.gpu import GpuSpec
+from rtsim.specs.mlp import MlpSpec, MoeSpec
 from rtsim.specs.model import ModelSpec
 
 _PEAK_TOLERANCE = 0.03  # datasheets round rates and clocks to two or three figures
-_NAME_TOLERANCE = 0.05  # "7b" names 6.7 and 7.2 billion parameters
-_SIZE_IN_NAME = re.compile(r"-(\d+(?:\.\d+)?)(m|b)$")
+_NAME_TOLERANCE = 0.06  # "7b" names 6.7 and 7.2 billion parameters, "30b" 31.6
+_ACTIVE_TOLERANCE = 0.35  # names count active parameters with embedding and head or without
+_SIZE_IN_NAME = re.compile(r"-(\d+(?:\.\d+)?)(m|b)(?:-a(\d+)b)?$")
 _SIZE_UNITS = {"m": 1e6, "b": 1e9}
 
 # Peaks that no stated clock gives; file name -> why.
 PEAK_EXCEPTIONS = {
     ("h20", "peak_fp32_flops_per_s"): "the published 44 TFLOP/s fits 78 SMs at no credible clock",
+}
+
+
+# Models with widths that no other has; file name -> why.
+WIDTH_EXCEPTIONS = {
+    "t5-11b": "128 heads of 128 and an MLP of 65536 at a width of 1024, as published",
 }
 
 
@@ -164,23 +173,55 @@ def _unused_exceptions(data: Path) -> Iterator[Finding]:
         per_clock = getattr(gpu, field) / (gpu.sm_count * gpu.clock_hz)
         if abs(per_clock / 2.0 ** round(math.log2(per_clock)) - 1.0) <= _PEAK_TOLERANCE:
             yield Finding("check_data.py", f"exception for {name} {field} is not needed")
+    for name in WIDTH_EXCEPTIONS:
+        path = data / "models" / f"{name}.toml"
+        if not path.exists():
+            yield Finding("check_data.py", f"exception for {name}, which does not exist")
+        elif not any(_misfit_widths(ModelSpec.from_mapping(read_toml(path), path.name))):
+            yield Finding("check_data.py", f"exception for the widths of {name} is not needed")
 
 
 def _check_model(model: ModelSpec) -> Iterator[str]:
     size = _SIZE_IN_NAME.search(model.name)
     if size is not None:
-        named = float(size.group(1)) * _SIZE_UNITS[size.group(2)]
-        off = model.parameters / named - 1.0
-        if abs(off) > _NAME_TOLERANCE:
+        unit = _SIZE_UNITS[size.group(2)]
+        off = model.parameters / (float(size.group(1)) * unit) - 1.0
+        # Some names round (8b: 8.03), some cut (7b: 7.6).
+        cut = math.floor(model.parameters / unit) == float(size.group(1))
+        if abs(off) > _NAME_TOLERANCE and not cut:
             yield f"{model.parameters:,} parameters are {off:+.1%} off the size in the name"
-    for group in model.layers:
-        # Published models: 2.7 (Llama) to 4 (GPT); heads together half to twice the width.
-        ffn_size = group.mlp.ffn_size if group.mlp is not None and group.mlp.kind == "mlp" else 0
-        if ffn_size and not 1.0 <= ffn_size / model.hidden_size <= 8.0:
-            yield f"MLP width {ffn_size} is not plausible beside {model.hidden_size}"
-        mixer = group.attention
-        q_width = mixer.q_width if mixer is not None and mixer.kind == "attention" else 0
-        if q_width and not 0.5 <= q_width / model.hidden_size <= 2.0:
-            yield f"{q_width} wide queries are not plausible beside the width"
+        if size.group(3) is not None:
+            off = model.active_parameters / (float(size.group(3)) * 1e9) - 1.0
+            if abs(off) > _ACTIVE_TOLERANCE:
+                yield f"{model.active_parameters:,} active are {off:+.1%} off the name"
+    if model.name not in WIDTH_EXCEPTIONS:
+        yield from dict.fromkeys(_misfit_widths(model))
     if model.vocab_size < model.typical_heads:
         yield f"a vocabulary of {model.vocab_size} is not plausible"
+
+
+def _misfit_widths(model: ModelSpec) -> Iterator[str]:
+    """Widths of parts that no published model has beside its own.
+
+    Dense MLPs 1 (Phi-3.5-MoE's experts) to 8 (GeGLU models) times the width, all heads together
+    half to three times (GLM-4.5-Air), state and latent layers up to four, the experts that a
+    token visits up to sixty times the space they work in (Nemotron 3 Super).
+    """
+    hidden = model.hidden_size
+    for group in model.all_layers:
+        mlp, mixer = group.mlp, group.attention
+        if isinstance(mlp, MlpSpec) and not 1.0 <= mlp.ffn_size / hidden <= 8.0:
+            yield f"MLP width {mlp.ffn_size} is not plausible beside {hidden}"
+        if isinstance(mlp, MoeSpec):
+            visited = mlp.top_k * mlp.expert_size
+            if not 0.2 <= visited / (mlp.latent_size or hidden) <= 60.0:
+                yield f"{visited} wide experts of a token are not plausible beside {hidden}"
+            if mlp.latent_size is not None and mlp.latent_size >= hidden:
+                yield f"experts' space of {mlp.latent_size} is not narrower than {hidden}"
+        if isinstance(mixer, AttentionSpec):
+            if not 0.5 <= mixer.q_width / hidden <= 3.0:
+                yield f"{mixer.q_width} wide queries are not plausible beside the width"
+        elif mixer is not None and not 0.5 <= mixer.out_width / hidden <= 4.0:
+            yield f"{mixer.out_width} wide outputs are not plausible beside the width"
+        if isinstance(mixer, LatentAttentionSpec) and mixer.kv_lora_rank > hidden:
+            yield f"latents of {mixer.kv_lora_rank} are wider than {hidden}"

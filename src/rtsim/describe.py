@@ -12,7 +12,7 @@ from rtsim.errors import NotSupported, UnknownName
 
 if TYPE_CHECKING:
     from rtsim.profile import Profile
-    from rtsim.specs import LayerGroup
+    from rtsim.specs import LayerGroup, ModelSpec
     from rtsim.specs.provenance import Provenance
 
 
@@ -26,7 +26,7 @@ class Description:
 
 
 def describe(name: str, changes: Mapping[str, object] | None = None) -> Description:
-    """Describe a model, a GPU or a profile by name, alias or .toml file.
+    """Describe a model, a GPU or a profile by name, alias or file (.toml; config.json of a model).
 
     `changes`: figures of a model or a GPU by path, see `rtsim.whatif`. Raises UnknownName with
     the nearest of all their names, DataError, SpecError.
@@ -50,6 +50,8 @@ def _kind_of(name: str) -> Callable[[str, Mapping[str, object]], Description]:
         if "stack" in fields:
             return _profile
         raise NotSupported(f"{name}: neither a model (layers), a GPU (sm_count) nor a profile")
+    if catalog.is_config(name):
+        return _model
     if name in profile_names():
         return _profile
     try:
@@ -88,13 +90,15 @@ def _model(name: str, changes: Mapping[str, object]) -> Description:
         if model.active_parameters == model.parameters
         else units.format_count(model.active_parameters, 4),
         "Layers": str(model.n_layers),
+        **{f"  encoder {i + 1}": _layer_text(group) for i, group in enumerate(model.encoder)},
         **{f"  group {i + 1}": _layer_text(group) for i, group in enumerate(model.layers)},
         "Hidden size": str(model.hidden_size),
         "Vocabulary": str(model.vocab_size),
         "Positions": f"{model.max_positions}, {model.position}",
         "Embeddings": "tied to the output head" if model.tied_embeddings else "",
         "Dtype": model.dtype,
-        "KV cache": f"{units.format_bytes(kv_bytes)} per token ({model.dtype})",
+        "Stored as": _formats_text(model),
+        "KV cache": f"{units.format_bytes(kv_bytes)} per token ({model.kv_format()})",
         "What if": "\n".join(what_if),
         **_origin(model.provenance, model.notes),
     }
@@ -106,6 +110,12 @@ def _model(name: str, changes: Mapping[str, object]) -> Description:
         "kv_cache_bytes_per_token": kv_bytes,
     }
     return Description(f"{model.name} (model)", _stated(facts), data)
+
+
+def _formats_text(model: ModelSpec) -> str:
+    """Number formats of the parts that are not stored in the model's dtype."""
+    stored = model.quantization.model_dump(exclude_defaults=True)
+    return ", ".join(f"{part} {name}" for part, name in stored.items())
 
 
 def _layer_text(group: LayerGroup) -> str:

@@ -1,4 +1,4 @@
-"""Facts of a GPU as kernel rows take them: the DEVICE row, links, threads of an SM.
+"""Facts of a GPU as kernel rows take them: the DEVICE row, links, threads, halves of the L2.
 
 Datasheet figures only; nothing here is fitted.
 """
@@ -27,6 +27,20 @@ def threads_per_sm(compute_capability: str) -> float:
     (1536.0, 2048.0)
     """
     return _THREADS_PER_SM.get(compute_capability, _THREADS_PER_SM_DATA_CENTRE)
+
+
+# Chips whose L2 is two halves, each caching what its own SMs read (A100, H100 and Blackwell white
+# papers): data that all SMs read are there twice.
+_L2_PARTITIONS = {"8.0": 2.0, "9.0": 2.0, "10.0": 2.0, "10.3": 2.0}
+
+
+def l2_partitions(compute_capability: str) -> float:
+    """Parts of the L2 that each keep a copy of data that all SMs read, a fact for the GEMM row.
+
+    >>> l2_partitions("8.0"), l2_partitions("8.9")
+    (2.0, 1.0)
+    """
+    return _L2_PARTITIONS.get(compute_capability, 1.0)
 
 
 def device_row(gpu: GpuSpec) -> NDArray[np.void]:

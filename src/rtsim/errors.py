@@ -49,6 +49,11 @@ class SpecError(RtsimError):
             text = f"{where}: {text}"
         super().__init__(_one_line(text + _did_you_mean(self.nearest)))
 
+    @classmethod
+    def of_missing(cls, field: str, allowed: str, *, where: str | None = None) -> SpecError:
+        """About a field that is not there, so that there is no value to show."""
+        return cls(field, _NOTHING, allowed, where=where)
+
 
 class UnknownName(RtsimError):  # noqa: N818 (the tree's own naming)
     """A model, GPU, stack, ... that the catalogue does not hold; offers the nearest names.

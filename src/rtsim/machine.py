@@ -16,6 +16,7 @@ from rtsim_kernels import attention, collective, gemm, memory_bound, mla, moe, s
 from rtsim.device_facts import (
     attention_peak_flops_per_s,
     device_row,
+    l2_partitions,
     link_facts_of,
     record,
     stacked,
@@ -76,7 +77,7 @@ def peak_for(gpu: GpuSpec, dtype: str, notes: list[str]) -> float:
 
 @dataclass(frozen=True)
 class MachineRows:
-    """The records behind a `step.Machine`: shape () each, (rows,) for gemm, prefill, collective."""
+    """The records behind a `step.Machine`: shape () each, (rows,) for gemm and collective."""
 
     device: NDArray[np.void]
     gemm: NDArray[np.void]
@@ -86,7 +87,8 @@ class MachineRows:
     collective: NDArray[np.void]
     host: NDArray[np.void]
     moe: NDArray[np.void]
-    mla: NDArray[np.void]
+    mla_prefill: NDArray[np.void]
+    mla_decode: NDArray[np.void]
     scan: NDArray[np.void]
     plan: NDArray[np.void]
 
@@ -96,13 +98,14 @@ class MachineRows:
         return step.Machine(
             row(self.device),
             tuple(row(r) for r in self.gemm),
-            tuple(row(r) for r in self.prefill),
+            row(self.prefill),
             row(self.decode),
             row(self.memory),
             tuple(row(r) for r in self.collective),
             row(self.host),
             row(self.moe),
-            row(self.mla),
+            row(self.mla_prefill),
+            row(self.mla_decode),
             row(self.scan),
             row(self.plan),
         )
@@ -112,13 +115,14 @@ class MachineRows:
         return kernels.step.Machine(
             self.device[()],
             self.gemm,
-            self.prefill,
+            self.prefill[()],
             self.decode[()],
             self.memory[()],
             self.collective,
             self.host[()],
             self.moe[()],
-            self.mla[()],
+            self.mla_prefill[()],
+            self.mla_decode[()],
             self.scan[()],
             self.plan[()],
         )
@@ -156,6 +160,7 @@ def gemm_row(
         out_bytes=operands.out_bytes,
         quantize_bytes=operands.quantize_bytes,
         activation_copies=activation_copies,
+        l2_partitions=l2_partitions(gpu.compute_capability),
         **profile.section("gemm", *variants, *gemm_variants(form, dtype)),
     )
 
@@ -195,6 +200,97 @@ def attention_variants(dtype: str, kv_dtype: str) -> tuple[str, ...]:
     if queries == "fp8":
         return ("fp8", *(f"{name}_fp8" for name in wide), *wide)
     return wide if cache in wide else (*mixed, cache, *wide)
+
+
+def moe_row(
+    profile: Profile,
+    gpu: GpuSpec,
+    form: str,
+    dtype: str = "bf16",
+    *,
+    backend: str = "",
+    weight_copies: float = gemm.ENDLESS_COPIES,
+    notes: list[str] | None = None,
+) -> NDArray[np.void]:
+    """MOE record, shape (): an expert layer with weights in number format `form`.
+
+    dtype: of the activations around it. backend: family of kernels, as in `fitting.moe`; "": the
+    one that the stack mostly uses. weight_copies: layers between two uses of one, endless in a
+    model. A GPU without the units of a format multiplies in `dtype`, and a note says so. Raises
+    NotSupported for a format that is not modelled.
+    """
+    operands = operand_format(form, dtype)
+    if operands is None:
+        raise NotSupported(f"experts in {form} are not modelled")
+    peak = peak_for(gpu, operands.math_dtype, notes if notes is not None else [])
+    if operands.quantize_bytes and gpu.peak_flops_per_s(operands.math_dtype) is None:
+        operands = replace(operands, a_bytes=dtype_bytes(dtype))
+    return record(
+        moe.MOE,
+        peak_flops_per_s=peak,
+        a_bytes=operands.a_bytes,
+        b_bytes=operands.b_bytes,
+        out_bytes=operands.out_bytes,
+        weight_copies=weight_copies,
+        **profile.section("moe", *moe_variants(form, backend)),
+    )
+
+
+# Families of kernels of expert layers, the one that serves a model first.
+_MOE_BACKENDS = ("trtllm", "triton", "cutlass", "deepgemm", "cutedsl", "marlin", "min_latency")
+
+
+def moe_variants(form: str, backend: str = "") -> tuple[str, ...]:
+    """Variants of the "moe" section that serve a number format, best first.
+
+    >>> moe_variants("nvfp4", "cutlass")[:3]
+    ('nvfp4_cutlass', 'nvfp4', 'nvfp4_trtllm')
+    """
+    own = (f"{form}_{backend}",) if backend else ()
+    further = similar_formats(form)
+    alike = (f for name in further for f in (name, *(f"{name}_{b}" for b in _MOE_BACKENDS)))
+    return tuple(dict.fromkeys((*own, *alike)))
+
+
+def mla_prefill_row(profile: Profile, gpu: GpuSpec, dtype: str, kv_dtype: str) -> NDArray[np.void]:
+    """MLA_PREFILL record, shape ()."""
+    return _mla_row(mla.MLA_PREFILL, "mla_prefill", profile, gpu, dtype, kv_dtype)
+
+
+def mla_decode_row(profile: Profile, gpu: GpuSpec, dtype: str, kv_dtype: str) -> NDArray[np.void]:
+    """MLA_DECODE record, shape ()."""
+    return _mla_row(mla.MLA_DECODE, "mla_decode", profile, gpu, dtype, kv_dtype)
+
+
+def _mla_row(
+    row: np.dtype[np.void], kind: str, profile: Profile, gpu: GpuSpec, dtype: str, kv_dtype: str
+) -> NDArray[np.void]:
+    return record(
+        row,
+        peak_flops_per_s=attention_peak_flops_per_s(gpu, dtype, kv_dtype),
+        query_element_bytes=max(2.0, dtype_bytes(_narrow(dtype))),
+        kv_element_bytes=dtype_bytes(_narrow(kv_dtype)),
+        **profile.section(kind, *attention_variants(dtype, kv_dtype)),
+    )
+
+
+def absorb_row(
+    profile: Profile, gpu: GpuSpec, form: str, *, notes: list[str] | None = None
+) -> NDArray[np.void]:
+    """GEMM record, shape (), of the batched products that take latent attention's queries into
+    the latent space and its values out of it: one factor of the batch per head.
+    """
+    return gemm_row(profile, gpu, form, variants=absorb_variants(form), notes=notes)
+
+
+def absorb_variants(form: str) -> tuple[str, ...]:
+    """Variants of the "gemm" section for the batched products of latent attention, best first.
+
+    >>> absorb_variants("fp8")[:2]
+    ('absorb_fp8', 'absorb')
+    """
+    own = "absorb" if form in ("bf16", "fp16") else f"absorb_{form}"
+    return tuple(dict.fromkeys((own, "absorb", "batched", *gemm_variants(form))))
 
 
 def _narrow(dtype: str) -> str:
@@ -239,30 +335,6 @@ def collective_variants(own: bool) -> tuple[str, ...]:
     return ("tensor", "nccl") if own else ("nccl", "tensor")
 
 
-def moe_row(profile, gpu, form, dtype="bf16", *, notes=None):  # type: ignore
-    o = operand_format(form, dtype)
-    return record(
-        moe.MOE,
-        peak_flops_per_s=peak_for(gpu, o.math_dtype, []),
-        a_bytes=o.a_bytes,
-        b_bytes=o.b_bytes,
-        launch_s=1e-5,
-    )
-
-
-def mla_prefill_row(profile, gpu, dtype, kv_dtype):  # type: ignore
-    return attention_row(profile, gpu, "attention_prefill", dtype, kv_dtype)
-
-
-def mla_decode_row(profile, gpu, dtype, kv_dtype):  # type: ignore
-    return record(
-        mla.MLA_DECODE,
-        peak_flops_per_s=peak_for(gpu, dtype, []),
-        kv_element_bytes=dtype_bytes(kv_dtype),
-        launch_s=1e-5,
-    )
-
-
 def scan_row(profile: Profile, gpu: GpuSpec, dtype: str) -> NDArray[np.void]:
     """SCAN record, shape (): recurrent mixers with inputs and outputs in `dtype`."""
     return record(
@@ -300,9 +372,8 @@ def machine_rows(
 ) -> MachineRows:
     """Resolve a profile for a GPU and number formats: facts and coefficients in one row each.
 
-    The order of the gemm, prefill and collective rows is that of `operators.GEMM_*`, `PREFILL_*`,
-    `COLLECTIVE_*`. plan: of `plan_facts`; None is a decoder on its own. Appends to `notes` what
-    had to be assumed.
+    The order of the gemm and collective rows is that of `operators.GEMM_*`, `COLLECTIVE_*`. plan:
+    of `plan_facts`; None is a decoder on its own. Appends to `notes` what had to be assumed.
     """
     dtype, kv_dtype = formats.dtype, formats.kv_dtype
     library = collective_row(profile, gpu, own=False)
@@ -315,20 +386,17 @@ def machine_rows(
                 gemm_row(profile, gpu, dtype, dtype, notes=remarks),
                 gemm_row(profile, gpu, dtype, dtype, variants=("batched",)),
                 gemm_row(profile, gpu, formats.of("attention"), dtype, notes=remarks),
+                absorb_row(profile, gpu, dtype),
             ]
         ),
-        prefill=stacked(
-            [
-                attention_row(profile, gpu, "attention_prefill", dtype, kv_dtype),
-                mla_prefill_row(profile, gpu, dtype, kv_dtype),
-            ]
-        ),
+        prefill=attention_row(profile, gpu, "attention_prefill", dtype, kv_dtype),
         decode=attention_row(profile, gpu, "attention_decode", dtype, kv_dtype),
         memory=memory_bound_row(profile, gpu),
         collective=stacked([collective_row(profile, gpu, own=True), *[library] * 4]),
         host=record(step.HOST, **profile.section("host")),
         moe=moe_row(profile, gpu, formats.of("experts"), dtype, notes=remarks),
-        mla=mla_decode_row(profile, gpu, dtype, kv_dtype),
+        mla_prefill=mla_prefill_row(profile, gpu, dtype, kv_dtype),
+        mla_decode=mla_decode_row(profile, gpu, dtype, kv_dtype),
         scan=scan_row(profile, gpu, dtype),
         plan=record(tables.PLAN, **(plan or PLAN_ALONE)),
     )

@@ -81,6 +81,18 @@ def read_table(path: str | Path) -> Table:
     return Table(str(path), kind.name, columns, parsed.lines, repeated)
 
 
+def read_cells(path: str | Path) -> tuple[dict[str, Sequence[str]], NDArray[np.int64]]:
+    """A table of any kind as text: the cells of each column, and the line of each row.
+
+    For readers that mark faulty rows instead of refusing the table. Raises DataError where it is
+    no table at all.
+    """
+    content = _read_bytes(path)
+    parse = _parse_parquet if content[:4] == _PARQUET_MAGIC else _parse_csv
+    parsed = parse(path, content)
+    return dict(zip(parsed.header, parsed.columns, strict=True)), parsed.lines
+
+
 def write_table(path: str | Path, columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
     """Write columns as CSV, gzipped for *.gz, Parquet for *.parquet; whole or not at all.
 

@@ -65,7 +65,7 @@ class Placement:
     def weights_bytes(self) -> float:
         """Weights on the fullest GPU."""
         model, p = self.model, self.parallelism
-        layers = sum(group.count * self._layer_bytes(group) for group in model.all_layers)
+        layers = sum(g.stored_count * self._layer_bytes(g) for g in model.all_layers)
         # A tied head shares the token table, unless the two sit in different stages.
         table: float = max(model.embedding_parameters, model.head_parameters)
         if p.pp == 1:

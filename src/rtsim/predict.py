@@ -21,12 +21,19 @@ import numpy as np
 import rtsim_kernels
 from numpy.typing import NDArray
 from rtsim_kernels import generation as interpreted_generation
+from rtsim_kernels import mla, tables
 from rtsim_kernels import step as interpreted_step
-from rtsim_kernels import tables
 
 from rtsim.catalog import load_gpu, load_model
 from rtsim.errors import RtsimError, SpecError
-from rtsim.machine import Formats, MachineRows, machine_rows, peak_for, plan_facts
+from rtsim.machine import (
+    Formats,
+    MachineRows,
+    machine_rows,
+    mla_prefill_row,
+    peak_for,
+    plan_facts,
+)
 from rtsim.memory import Placement, memory_use
 from rtsim.operators import OperatorTable, lower
 from rtsim.prediction import (
@@ -135,10 +142,14 @@ class System:
         if quantization is not None:
             parts = dict.fromkeys(parts, quantization)
         self.formats = Formats(self.dtype, self.kv_dtype, **parts)
+        latent = mla_prefill_row(self.profile, gpu, self.dtype, self.kv_dtype)
+        self.traits = replace(
+            self.profile.traits, absorbed_prefill=bool(latent["absorbed"] > mla.SWITCH)
+        )
         self.table: OperatorTable = lower(
             model,
             self.parallelism,
-            self.profile.traits,
+            self.traits,
             dtype_bytes(self.dtype),
             gpu.gpus_joined,
         )

@@ -20,7 +20,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import attention, collective, gemm, memory_bound, scan, step, tables
+from rtsim_kernels import (
+    attention,
+    collective,
+    gemm,
+    memory_bound,
+    mla,
+    moe,
+    scan,
+    step,
+    tables,
+)
 
 from rtsim.errors import DataError, UnknownName
 from rtsim.operators import TRAIT_VALUES, StackTraits
@@ -36,6 +46,9 @@ DECLARED: dict[str, tuple[tables.Coefficient, ...]] = {
     "attention_decode": attention.ATTENTION_DECODE_COEFFICIENTS,
     "memory_bound": memory_bound.MEMORY_BOUND_COEFFICIENTS,
     "collective": collective.COLLECTIVE_COEFFICIENTS,
+    "moe": moe.MOE_COEFFICIENTS,
+    "mla_prefill": mla.MLA_PREFILL_COEFFICIENTS,
+    "mla_decode": mla.MLA_DECODE_COEFFICIENTS,
     "scan": scan.SCAN_COEFFICIENTS,
 }
 # Scatter of ln(error) by what a time is owed to, the groups of `generation.owed`.
@@ -46,7 +59,7 @@ GROUPS = (
 )  # fmt: skip
 # Of groups that a profile says nothing about, since no rows of such operators were fitted:
 # what such kernels scatter elsewhere, and a guess for recurrent mixers, which nobody measured.
-UNFITTED_SIGMA = {"moe": 0.25, "mla": 0.25, "scan": 0.4}
+UNFITTED_SIGMA = {"moe": 0.3, "mla": 0.3, "scan": 0.4}
 
 
 def for_all_groups(sigmas: Mapping[str, float]) -> dict[str, float]:

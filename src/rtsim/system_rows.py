@@ -67,7 +67,7 @@ class Base:
 def base_of(made: System) -> Base:
     """The rows of a System."""
     p, profile, gpu, model = made.parallelism, made.profile, made.gpu, made.model
-    placement = Placement(model, gpu, p, profile.traits, made.formats)
+    placement = Placement(model, gpu, p, made.traits, made.formats)
     shape = (model.n_layers, model.hidden_size, model.typical_heads, p.tp)
     batches = [math.log(n) for n in profile.fitted_batches] or [math.nan, math.nan]
     layer_elements, score_elements = placement.activation_elements()

@@ -42,6 +42,8 @@ _PREDICTORS: dict[str, str] = {
     "attention_decode": "rtsim.fitting.kernel_rows:predict_attention_decode",
     "collective": "rtsim.fitting.kernel_rows:predict_collective",
     "elementwise": "rtsim.fitting.kernel_rows:predict_elementwise",
+    "moe": "rtsim.fitting.kernel_rows:predict_moe",
+    "mla": "rtsim.fitting.kernel_rows:predict_mla",
     "network_inference": "rtsim.fitting.network_rows:predict_rows",
 }
 

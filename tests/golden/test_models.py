@@ -47,6 +47,9 @@ PUBLISHED = {
     "llama-3.1-70b": 70.6e9,
     "llama-3.1-405b": 405e9,  # Grattafiori et al. 2024, table 3
     "mistral-7b": 7.24e9,  # model card of mistralai/Mistral-7B-v0.1
+    "mixtral-8x22b": 140.6e9,  # model card of mistralai/Mixtral-8x22B-v0.1: 141B
+    "kimi-k2": 1.026e12,  # 1T on the model card; counted as Kimi K2.5, the same shapes
+    "gpt-oss-20b": 20.9e9,  # model card of openai/gpt-oss-20b, table 1
 }
 # Table figures of two digits that the table's own shapes miss by more than 1 %: half of the last
 # digit for the billions; GPT-3 350M prints 350 for a shape of 354 plus padded vocabulary.
@@ -56,6 +59,66 @@ PUBLISHED_ROUNDED = {
     "gpt3-2.7b": (2.7e9, 0.02),
     "opt-1.3b": (1.3e9, 0.02),
     "opt-13b": (13e9, 0.02),
+}
+
+# Total and, for mixtures of experts, active parameters (embedding and head included), counted by
+# building the configuration with the transformers library (5.23.0; T5: 4.57.1) on the meta device.
+# Vision parts and layers of multi-token prediction are not in them.
+COUNTED = {
+    "llama-3.2-1b": (1_235_814_400, None),
+    "llama-3.2-3b": (3_212_749_824, None),
+    "llama-4-scout-17b-16e": (107_769_861_120, 17_172_894_720),
+    "llama-4-maverick-17b-128e": (400_711_848_960, 17_184_691_200),
+    "qwen2.5-7b": (7_615_616_512, None),
+    "qwen2.5-14b": (14_770_033_664, None),
+    "qwen2.5-32b": (32_763_876_352, None),
+    "qwen2.5-72b": (72_706_203_648, None),
+    "qwen3-0.6b": (596_049_920, None),
+    "qwen3-8b": (8_190_735_360, None),
+    "qwen3-14b": (14_768_307_200, None),
+    "qwen3-32b": (32_762_123_264, None),
+    "qwen3-30b-a3b": (30_532_122_624, 3_353_032_704),
+    "qwen3-235b-a22b": (235_093_634_560, 22_190_763_520),
+    "qwen3-next-80b-a3b": (79_674_391_296, 3_874_929_408),
+    "qwen3.5-27b": (26_895_998_464, None),
+    "qwen3.5-397b-a17b": (396_346_350_336, 17_349_040_896),
+    "mixtral-8x7b": (46_702_792_704, 12_879_925_248),
+    "mistral-7b-v0.3": (7_248_023_552, None),
+    "mistral-nemo-12b": (12_247_782_400, None),
+    "mistral-small-22b": (22_247_282_688, None),
+    "gemma-2-9b": (9_241_705_984, None),
+    "gemma-2-27b": (27_227_128_320, None),
+    "gemma-3-4b": (3_880_263_168, None),
+    "gemma-3-27b": (27_009_346_304, None),
+    "phi-3-mini": (3_821_079_552, None),
+    "phi-3-medium": (13_960_238_080, None),
+    "phi-3.5-moe": (41_873_153_344, 6_640_999_744),
+    "phi-4": (14_659_507_200, None),
+    "phi-4-mini": (3_836_021_760, None),
+    "deepseek-v2": (235_741_434_880, 21_375_800_320),
+    "deepseek-v2-lite": (15_706_484_224, 2_661_150_208),
+    "deepseek-v3": (671_026_404_352, 37_552_282_624),
+    "deepseek-v3.2": (671_877_929_216, 38_403_807_488),
+    "gpt-oss-120b": (116_829_156_672, 5_711_982_912),
+    "glm-4.5": (352_797_814_784, 33_632_251_904),
+    "glm-4.5-air": (106_852_245_504, 13_424_123_904),
+    "glm-5": (743_911_199_232, 41_784_709_632),
+    "minimax-m2": (228_689_748_992, 11_030_537_216),
+    "nemotron-3-nano-30b-a3b": (31_577_937_344, 3_580_073_408),
+    "nemotron-3-super-120b-a12b": (120_668_687_360, 12_770_216_960),
+    "jamba-v0.1": (51_570_323_328, 12_110_311_296),
+    "mamba2-2.7b": (2_702_579_200, None),
+    "bert-large": (335_174_458, None),
+    "t5-11b": (11_307_321_344, None),
+    "olmo-2-7b": (7_298_617_344, None),
+    "olmo-2-32b": (32_234_279_936, None),
+    "granite-3.3-8b": (8_170_864_640, None),
+    "starcoder2-15b": (15_957_889_024, None),
+    "falcon-7b": (6_921_720_704, None),
+    "falcon-40b": (41_303_293_952, None),
+    "falcon-180b": (178_557_088_768, None),
+    "command-r-35b": (34_980_831_232, None),
+    "command-r7b": (8_028_033_024, None),
 }
 
 # Every weight counted by building the published implementation (Hugging Face classes).
@@ -93,7 +156,32 @@ def test_parameters_of_coarsely_printed_sizes(name: str, figure: tuple[float, fl
 
 
 def test_every_packaged_model_has_a_published_size_here() -> None:
-    assert set(model_names()) == set(PUBLISHED) | set(PUBLISHED_ROUNDED)
+    assert set(model_names()) == set(PUBLISHED) | set(PUBLISHED_ROUNDED) | set(COUNTED)
+
+
+@pytest.mark.parametrize(("name", "counts"), COUNTED.items())
+def test_counted_parameters(name: str, counts: tuple[int, int | None]) -> None:
+    model = load_model(name)
+    total, active = counts
+    assert model.parameters == total
+    assert model.active_parameters == (total if active is None else active)
+
+
+# Active parameters as published, with the embedding and the head or without.
+PUBLISHED_ACTIVE = {
+    "mixtral-8x7b": 12.9e9,  # Jiang et al. 2024
+    "mixtral-8x22b": 39e9,  # model card
+    "deepseek-v3": 37e9,  # DeepSeek-V3 Technical Report
+    "deepseek-v2": 21e9,  # DeepSeek-V2, arXiv 2405.04434
+    "kimi-k2": 32e9,  # model card
+    "qwen3-235b-a22b": 22e9,  # model card
+    "llama-4-maverick-17b-128e": 17e9,  # model card
+}
+
+
+@pytest.mark.parametrize(("name", "active"), PUBLISHED_ACTIVE.items())
+def test_published_active_parameters(name: str, active: float) -> None:
+    assert load_model(name).active_parameters == pytest.approx(active, rel=0.03)
 
 
 @pytest.mark.parametrize(("name", "parameters"), EXACT.items())
@@ -128,6 +216,10 @@ KV_BYTES_PER_TOKEN = {
     "llama-3-8b": 128 * 1024,
     "llama-3.1-405b": 516_096,  # 2 * 126 * 8 * 128 * 2
     "mistral-7b": 128 * 1024,
+    "deepseek-v3": 61 * (512 + 64) * 2,  # one latent and one rotated key per layer: 70 kB
+    "qwen3-30b-a3b": 2 * 48 * 4 * 128 * 2,
+    "qwen3-next-80b-a3b": 2 * 12 * 2 * 256 * 2,  # twelve layers of 48 keep a cache
+    "mamba2-2.7b": 0,
 }
 
 

@@ -15,8 +15,9 @@ EXACT = 1.0 + 1e-9  # rounding
 # Values of discrete facts besides their priors.
 FACTS = {
     "tile_rows": (64.0, 128.0, 256.0),
+    "single_pack_frac": (0.02, 1.0),
     "max_group": (32.0, 1024.0),
-    "always_splits": (0.5, 1.0),
+    "split_rule": (0.5, 1.0, 2.0),
 }
 
 
@@ -146,7 +147,7 @@ def test_a_window_never_adds_time(
         prefill(row, device, n, new, past, kv, group, dim, window, causal, warm)
     )
     # Kernels that split and group only without a window are slower with one.
-    decode_row["always_splits"] = 1.0
+    decode_row["split_rule"] = max(1.0, decode_row["split_rule"])
     assert decode(decode_row, device, n, new + past, kv, group, dim, 0.0, warm) * EXACT >= (
         decode(decode_row, device, n, new + past, kv, group, dim, window, warm)
     )

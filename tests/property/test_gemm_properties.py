@@ -25,6 +25,7 @@ def gemm_rows(draw: st.DrawFn) -> np.ndarray:
         "out_bytes": draw(st.sampled_from([2.0, 4.0])),
         "quantize_bytes": draw(st.sampled_from([0.0, 2.0])),
         "activation_copies": draw(st.sampled_from([1.0, 5.5])),
+        "l2_partitions": draw(st.sampled_from([1.0, 2.0])),
     }
     for c in gemm.GEMM_COEFFICIENTS:
         z = draw(st.floats(-2.0, 2.0))

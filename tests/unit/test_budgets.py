@@ -16,6 +16,7 @@ import pytest
 SLACK = 2.0
 HELP_CPU_S = 0.15
 PREDICT_CPU_S = 0.5
+COMPARE_CPU_S = 0.6  # two models
 IMPORT_CPU_S = 0.05
 COMPILED_CPU_S = 50e-6  # one warm library prediction
 INTERPRETED_CPU_S = 50e-3
@@ -72,6 +73,20 @@ def test_predict_imports_no_compiler() -> None:
     assert loaded.isdisjoint({"numba", "scipy", "pandas", "pyarrow", "matplotlib"})
 
 
+COMPARE = ["compare", "--arch", "gpt3-175b,gpt3-6.7b", "--gpu", "a100", "--stack", "megatron-lm"]
+
+
+def test_compare_imports_no_compiler() -> None:
+    loaded = imported_by(PROGRAM.format(arguments=COMPARE))
+    assert "rtsim_kernels" in loaded
+    assert loaded.isdisjoint({"numba", "scipy", "pandas", "pyarrow", "matplotlib"})
+
+
+def test_the_collector_imports_nothing_heavy() -> None:
+    loaded = imported_by("import rtsim.measure_api")
+    assert loaded.isdisjoint({"numpy", "numba", "scipy", "pydantic", "rich", "requests"})
+
+
 def test_importing_the_package_imports_nothing() -> None:
     plain = imported_by("pass")
     allowed = {"rtsim", "typing", "types", "importlib"}
@@ -86,8 +101,9 @@ def test_importing_the_package_imports_nothing() -> None:
         (PROGRAM.format(arguments=["--help"]), HELP_CPU_S),
         (PROGRAM.format(arguments=["list", "models"]), HELP_CPU_S),
         (PROGRAM.format(arguments=PREDICT), PREDICT_CPU_S),
+        (PROGRAM.format(arguments=COMPARE), COMPARE_CPU_S),
     ],
-    ids=["import", "help", "list", "predict"],
+    ids=["import", "help", "list", "predict", "compare"],
 )
 def test_cpu_time(code: str, budget_s: float) -> None:
     assert cpu_s(code) <= SLACK * budget_s

@@ -12,6 +12,8 @@ from rtsim_kernels.attention import ATTENTION_DECODE_COEFFICIENTS, ATTENTION_PRE
 from rtsim_kernels.collective import COLLECTIVE_COEFFICIENTS
 from rtsim_kernels.gemm import GEMM_COEFFICIENTS
 from rtsim_kernels.memory_bound import MEMORY_BOUND_COEFFICIENTS
+from rtsim_kernels.mla import MLA_PREFILL_COEFFICIENTS
+from rtsim_kernels.moe import MOE_COEFFICIENTS
 
 from rtsim.calibrate import calibrate, table_paths
 from rtsim.catalog import load_gpu
@@ -43,7 +45,7 @@ HEADS = {"num_heads": np.full(ROWS, 32), "num_kv_heads": np.full(ROWS, 8),
          "head_dim": np.full(ROWS, 128)}  # fmt: skip
 COLUMNS = {
     "gemm": {**SHARED, "dtype": text("bf16"), "batch": np.ones(ROWS, int),
-             "m": sizes(16, 16384), "n": sizes(256, 16384), "k": sizes(256, 16384)},
+             "m": sizes(16, 4096), "n": sizes(256, 16384), "k": sizes(256, 16384)},
     "attention_prefill": {**SHARED, "dtype": text("bf16"), "kv_dtype": text("bf16"), **HEADS,
                           "batch": RNG.integers(1, 9, ROWS), "window_size": np.zeros(ROWS, int),
                           "causal": np.ones(ROWS, int), "query_tokens": sizes(64, 16384)},
@@ -58,7 +60,17 @@ COLUMNS = {
                    "collective": np.resize(["all_reduce", "all_gather", "alltoall"], ROWS),
                    "num_gpus": np.resize([2, 4, 8], ROWS), "num_nodes": np.ones(ROWS, int),
                    "implementation": text("nccl-tests"), "message_bytes": sizes(512, 1e9)},
+    "moe": {**SHARED, "dtype": text("bf16"), "kernel": text("fused_moe_triton"),
+            "distribution": np.resize(["balanced", "power_law_1.2"], ROWS),
+            "num_tokens": sizes(16, 32768), "hidden_size": np.full(ROWS, 4096),
+            "intermediate_size": np.resize([1024, 2048, 14336], ROWS),
+            "top_k": np.resize([2, 8], ROWS), "num_experts": np.resize([8, 64, 256], ROWS),
+            "tp": np.ones(ROWS, int), "ep": np.ones(ROWS, int)},
+    "mla": {**SHARED, "dtype": text("bf16"), "kv_dtype": text("bf16"), "gemm_dtype": text(""),
+            "op": text("context_attention"), "num_heads": np.resize([16, 128, 8], ROWS),
+            "batch": RNG.integers(1, 9, ROWS), "query_tokens": sizes(64, 16384)},
 }  # fmt: skip
+COLUMNS["mla"]["context_tokens"] = COLUMNS["mla"]["query_tokens"]
 COLUMNS["attention_prefill"]["context_tokens"] = COLUMNS["attention_prefill"]["query_tokens"]
 DECLARED = {
     "gemm": GEMM_COEFFICIENTS,
@@ -66,6 +78,8 @@ DECLARED = {
     "attention_decode": ATTENTION_DECODE_COEFFICIENTS,
     "elementwise": MEMORY_BOUND_COEFFICIENTS,
     "collective": COLLECTIVE_COEFFICIENTS,
+    "moe": MOE_COEFFICIENTS,
+    "mla": MLA_PREFILL_COEFFICIENTS,
 }
 
 
@@ -100,10 +114,12 @@ def table(folder: Path, kind: str, **changes: np.ndarray) -> Path:
 
 MOVED = {
     "gemm": {"launch_clocks": 1.5, "compute_frac": 0.9, "hbm_frac": 0.9},
-    "attention_prefill": {"launch_s": 1.4, "tensor_frac": 0.85},
-    "attention_decode": {"launch_s": 1.4, "hbm_frac": 0.85},
+    "attention_prefill": {"launch_clocks": 1.4, "tensor_frac": 0.85},
+    "attention_decode": {"launch_clocks": 1.4, "hbm_frac": 0.85},
     "elementwise": {"launch_s": 1.4},
     "collective": {"ring_floor_s": 1.5},
+    "moe": {"launch_s": 2.0, "hbm_frac": 0.8},
+    "mla": {"tensor_frac": 0.7},
 }
 
 
@@ -222,6 +238,31 @@ def test_other_kinds_of_tables_do_no_harm(tmp_path: Path) -> None:
     result = calibrate([tmp_path / "other.csv", table(tmp_path, "gemm")], GPU, "mystack")
     assert result.files[0].used == 0
     assert result.files[0].skipped == {"unknown kind of table": 1}
+
+
+def test_whole_blocks_of_latent_attention_are_named_and_left_out(tmp_path: Path) -> None:
+    columns = timed("mla")
+    columns["op"] = np.where(np.arange(ROWS) < 20, "context_module", columns["op"])
+    write_table(tmp_path / "mla.csv", columns)
+    result = calibrate(tmp_path, GPU, "mystack")
+    (file,) = result.files
+    assert file.used == ROWS - 20
+    assert file.skipped == {"a whole block, predicted from its parts": 20}
+    assert [s.section for s in result.sections] == ["mla_prefill.bf16"]
+
+
+def test_families_of_kernels_have_sections_of_their_own(tmp_path: Path) -> None:
+    columns = timed("moe")
+    columns["kernel"] = np.where(np.arange(ROWS) < 40, "marlin_moe", "")
+    write_table(tmp_path / "moe.csv", columns)
+    output = tmp_path / "mine.toml"
+    result = calibrate(tmp_path, GPU, "mystack", output=output)
+    assert {s.section for s in result.sections} == {"moe.bf16_marlin", "moe.bf16"}
+    assert all(s.rows <= 40 for s in result.sections)
+    profile = load_profile(str(output))
+    assert profile.section_name("moe", "bf16") == "moe.bf16"
+    assert profile.section_sigma["moe.bf16_marlin"] > 0.0
+    assert profile.sigma_seen["moe"] > 0.0
 
 
 def test_a_folder_stands_for_its_tables(tmp_path: Path) -> None:

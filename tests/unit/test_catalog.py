@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rtsim import catalog
-from rtsim.errors import DataError, NotSupported, RtsimError, SpecError, UnknownName
+from rtsim.errors import DataError, RtsimError, SpecError, UnknownName
 
 # Names as measurement tables write them, and what they stand for.
 MEASUREMENT_NAMES = {
@@ -190,7 +190,7 @@ def test_a_users_broken_file_gives_one_line(
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         catalog.load_gpu(str(tmp_path / "absent.toml"))
-    with pytest.raises(DataError, match="is a directory"):
+    with pytest.raises(DataError, match=r"is a folder without a config\.json"):
         catalog.load_model(tmp_path)
     binary = tmp_path / "binary.toml"
     binary.write_bytes(b"\xff\xfe\x00")
@@ -198,9 +198,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         catalog.load_model(str(binary))
 
 
-def test_json_models_are_refused_for_now() -> None:
-    with pytest.raises(NotSupported, match=r"config\.json"):
-        catalog.load_model("config.json")
+def test_gpus_are_not_read_from_folders(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a directory"):
+        catalog.load_gpu(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", " ", "../gpus/a100", "a" * 5000, "a\nb", "\0"])

@@ -16,8 +16,9 @@ def test_the_packaged_data_is_clean() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A small copy: two GPUs, two models."""
-    for kind, names in (("gpus", ("a100-sxm4-80gb", "t4")), ("models", ("gpt3-175b", "gpt2"))):
+    """A small copy: two GPUs, four models."""
+    models = ("gpt3-175b", "gpt2", "deepseek-v3", "qwen3-30b-a3b")
+    for kind, names in (("gpus", ("a100-sxm4-80gb", "t4")), ("models", models)):
         (tmp_path / kind).mkdir()
         for name in names:
             shutil.copy(DATA / kind / f"{name}.toml", tmp_path / kind)
@@ -45,6 +46,10 @@ def test_the_copy_is_clean(data: Path) -> None:
         ("gpus/t4.toml", "sm_count", "sm_count =", "malformed TOML"),
         ("models/gpt2.toml", "hidden_size = 768", "hidden_size = 7680", "not plausible"),
         ("models/gpt3-175b.toml", "count = 96", "count = 69", "off the size in the name"),
+        ("models/qwen3-30b-a3b.toml", "top_k = 8", "top_k = 16", "off the name"),
+        ("models/qwen3-30b-a3b.toml", "expert_size = 768", "expert_size = 7", "wide experts"),
+        ("models/deepseek-v3.toml", "v_head_dim = 128", "v_head_dim = 8", "wide outputs"),
+        ("models/deepseek-v3.toml", "kv_lora_rank = 512", "kv_lora_rank = 51200", "latents of"),
         ("models/gpt2.toml", 'kind = "published"', "", "provenance.kind: missing"),
     ],
 )
@@ -79,3 +84,12 @@ def test_an_exception_that_is_not_needed_is_found(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(checker, "PEAK_EXCEPTIONS", needless)
     (finding,) = check_data()
     assert "exception for t4" in finding.problem
+
+
+@pytest.mark.parametrize("name", ["gpt2", "none"])
+def test_an_exception_of_widths_that_is_not_needed_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(checker, "WIDTH_EXCEPTIONS", {**checker.WIDTH_EXCEPTIONS, name: "none"})
+    (finding,) = check_data()
+    assert name in finding.problem

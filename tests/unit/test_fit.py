@@ -41,6 +41,29 @@ def test_residuals_are_predicted_over_measured() -> None:
     assert fit.values[1] == pytest.approx(RATE.upper, rel=1e-3)  # held at its bound
 
 
+def test_relative_errors_of_wide_scatter_draw_the_fit_below_the_middle() -> None:
+    """A factor of three either way: |p/m - 1| is least near the lower half, ln(p/m) between."""
+    factor = np.where(np.arange(len(SIZES)) % 2 == 0, 3.0, 1.0 / 3.0)
+    measured_s = model(TRUE) * factor
+    middle, low = (
+        fit_coefficients(model, measured_s, (LAUNCH, RATE), row_sigma=0.05, relative=relative)
+        for relative in (False, True)
+    )
+
+    def error(values: np.ndarray) -> float:
+        return float(np.abs(model(values) / measured_s - 1.0).mean())
+
+    assert error(low.values) < 0.9 * error(middle.values)
+    np.testing.assert_allclose(
+        low.log_residuals, np.log(model(low.values) / measured_s), rtol=1e-12
+    )
+
+
+def test_relative_errors_find_known_coefficients_too() -> None:
+    fit = fit_coefficients(model, model(TRUE), (LAUNCH, RATE), row_sigma=0.01, relative=True)
+    np.testing.assert_allclose(fit.values, TRUE[:2], rtol=2e-3)
+
+
 @pytest.mark.parametrize("factor", [10.0, 0.1])
 def test_outliers_do_not_drag_the_fit(factor: float) -> None:
     """Five of forty rows are off tenfold; a square cost would move both by tens of per cent."""

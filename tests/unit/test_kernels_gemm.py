@@ -23,6 +23,7 @@ FACTS = {
     "out_bytes": 2.0,
     "quantize_bytes": 0.0,
     "activation_copies": 1.0,
+    "l2_partitions": 1.0,
 }
 FP32 = {"a_bytes": 4.0, "b_bytes": 4.0, "out_bytes": 4.0}
 PRIORS = {c.name: c.prior for c in gemm.GEMM_COEFFICIENTS}
@@ -57,7 +58,7 @@ def naive_s(m: float, n: float, k: float, batch: float, copies: float, g: Any, d
     """The formula of the module docstring, over every tile and split, nothing pruned."""
 
     def miss(cycled: float) -> float:
-        ratio = cycled / (g.l2_use * d.l2_bytes)
+        ratio = cycled / (g.l2_use * d.l2_bytes / g.l2_partitions)
         low, high = 1e-12, 1.0
         if ratio <= 1.0:
             return 0.0
@@ -110,7 +111,8 @@ def naive_s(m: float, n: float, k: float, batch: float, copies: float, g: Any, d
         )
         traffic = (loaded + stored) * max(waves * sm_byte_s, tiles * l2_byte_s)
         smooth = (body**3 + chain**3 + traffic**3 + dram**3) ** (1.0 / 3.0)
-        found.append(fill + smooth + (g.split_s if s > 1.0 else 0.0))
+        start = g.start_clocks / d.clock_hz * min(1.0, tiles / d.sm_count)
+        found.append(fill + start + smooth + (g.split_s if s > 1.0 else 0.0))
     seconds = g.launch_clocks / d.clock_hz + min(found)
     return max(seconds, 2.0 * m * n * k * batch / peak)
 
@@ -122,6 +124,7 @@ def naive_s(m: float, n: float, k: float, batch: float, copies: float, g: Any, d
     [
         {},
         {"activation_copies": 5.5, "split_s": 1e-7},
+        {"l2_partitions": 2.0, "start_clocks": 5000.0},
         {"least_rows": 100.0, "least_columns": 110.0},
         {**FP32, "peak_flops_per_s": 8e12, "long_row_cost": 0.5, "least_rows": 64.0},
     ],
@@ -180,6 +183,26 @@ def test_a_large_product_runs_near_the_compute_share_of_the_peak() -> None:
     assert seconds == pytest.approx(ideal_s / 0.9 * (1 + 3.2 / 128 + 3.2 / 256), rel=0.03)
 
 
+def test_a_kernel_on_all_sms_starts_and_ends_later_than_on_one() -> None:
+    def seconds(n: float, clocks: float) -> float:
+        return timed(16.0, n, 64.0, copies=1.0, start_clocks=clocks)[0]
+
+    # One tile of 64 columns on one of 100 SMs, and 128 tiles or more on all; 1000 clocks are 1 us.
+    assert seconds(64.0, 2000.0) - seconds(64.0, 1000.0) == pytest.approx(1e-8)
+    assert seconds(32768.0, 2000.0) - seconds(32768.0, 1000.0) == pytest.approx(1e-6)
+
+
+def test_two_partitions_of_the_l2_keep_half_as_much() -> None:
+    # 5.5 copies of 4 MB: in 0.8 of 40 MB, not in 0.8 of a half.
+    size = (8.0, 2048.0, 1024.0)
+    whole, halves = (timed(*size, copies=5.5, l2_partitions=p)[0] for p in (1.0, 2.0))
+    assert whole < halves <= timed(*size)[0]
+    half_as_large = DEVICE.copy()
+    half_as_large["l2_bytes"] /= 2.0
+    g, d = tables.as_row(row()), tables.as_row(half_as_large)
+    assert gemm.gemm_s(*size, 1.0, 5.5, g, d)[0] == halves
+
+
 def test_one_row_streams_the_weights() -> None:
     # 200 MB of cold weights at 0.8 TB/s: 0.25 ms.
     seconds, bound = timed(1.0, 10000.0, 10000.0, hbm_frac=0.8)
@@ -194,9 +217,12 @@ def test_an_empty_kernel_costs_its_launch() -> None:
 
 
 def test_small_weights_in_few_copies_come_from_the_cache() -> None:
-    # 5.5 copies of 2 MB stay in 0.48 of 40 MB, 5.5 copies of 8 MB do not.
-    assert timed(8.0, 1024.0, 1024.0, copies=5.5)[0] < timed(8.0, 1024.0, 1024.0)[0]
-    warm, cold = (timed(8.0, 2048.0, 2048.0, copies=c)[0] for c in (5.5, COLD))
+    # 5.5 copies of 2 MB stay in half of 40 MB, 5.5 copies of 8 MB do not.
+    def seconds(width: float, copies: float) -> float:
+        return timed(8.0, width, width, copies=copies, l2_use=0.5)[0]
+
+    assert seconds(1024.0, 5.5) < seconds(1024.0, COLD)
+    warm, cold = (seconds(2048.0, copies) for copies in (5.5, COLD))
     assert cold == pytest.approx(warm, rel=0.15)
 
 
@@ -357,6 +383,18 @@ def test_residency_follows_the_method_of_the_stack() -> None:
     in_layers = recipe.rows_of(table(2, stack="somebody's own"), members).weight_copies
     assert np.isinf(in_layers).all()
     assert machine("bf16", "sglang").facts["activation_copies"] == 5.5
+
+
+def test_activations_are_quantised_before_the_clock_starts_in_some_tables() -> None:
+    assert machine("int8_sq", "trtllm").facts["quantize_bytes"] == 0.0
+    assert machine("int8_sq", "vllm").facts["quantize_bytes"] == 2.0
+
+
+def test_partitions_of_the_l2_are_a_fact_of_the_chip() -> None:
+    l40s = recipe.machine_of(catalog.load_gpu("l40s"), DEVICE, "vllm", "bf16")
+    assert l40s is not None
+    assert l40s.facts["l2_partitions"] == 1.0
+    assert machine("bf16").facts["l2_partitions"] == 2.0
 
 
 def test_chosen_rows_are_few_distinct_and_repeatable() -> None:

@@ -17,9 +17,11 @@ from rtsim.operators import GEMM_BATCHED, GEMM_HEAD, GEMM_WEIGHTS
 from rtsim.profile import (
     DECLARED,
     GROUPS,
+    UNFITTED_SIGMA,
     Profile,
     interval_half_width,
     load_profile,
+    packaged_files,
     profile_names,
 )
 from rtsim.profile_choice import choose_profile, gpu_distance, profile_heads, stack_names
@@ -368,3 +370,23 @@ def test_interval_width_by_hand() -> None:
     assert interval_half_width(owed, sigmas, 0.06) == pytest.approx(1.6449 * 0.065)
     both = np.stack([owed, owed])
     assert interval_half_width(both, sigmas, 0.0).shape == (2,)
+
+
+def test_groups_that_a_file_lacks_have_a_stated_deviation(tmp_path: Path) -> None:
+    path = tmp_path / "older.toml"
+    path.write_text(
+        "".join(
+            line
+            for line in profile_text("family-hopper").splitlines(keepends=True)
+            if not line.startswith(("moe =", "mla ="))
+        )
+    )
+    profile = load_profile(str(path))
+    for group, sigma in UNFITTED_SIGMA.items():
+        assert profile.sigma_seen[group] == sigma
+        assert profile.transfer_sigma[group] == sigma
+
+
+def profile_text(name: str) -> str:
+    """The text of a packaged profile."""
+    return next(f for f in packaged_files() if f.name == f"{name}.toml").read_text()

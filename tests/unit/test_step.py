@@ -19,6 +19,8 @@ HOST = {
     "exposed_frac": 0.5,
     "prefill_layer_s": 3e-5,
     "prompt_token_s": 1e-6,
+    "slowness": 1.0,
+    "rank_lag": 0.0,
     "corner": 4.0,
     "kernel_gap_s": 1e-30,
     "score_passes": 1.0,
@@ -149,6 +151,41 @@ def test_collectives_cost_host_time_and_part_of_their_own() -> None:
     slow = {"collective_s": 1e-2, "corner": 40.0}  # the host decides
     total_s, _ = run([reduce], segments((0, 1, 4, 1)), **slow)
     assert total_s == pytest.approx(1e-3 + 4 * (1e-5 + 1e-2 + 0.5 * gpu_s), rel=1e-6)
+
+
+def all_reduce(ranks: float) -> Any:
+    return operator(
+        kind=tables.COLLECTIVE, collective=collective.ALL_REDUCE, per_token=16384.0, ranks=ranks,
+        ranks_per_node=ranks, launches=1.0,
+    )  # fmt: skip
+
+
+def test_everyone_waits_for_the_slowest_of_the_ranks() -> None:
+    """Four ranks: H(4) - 1 = 13/12 times the lag on all host time, not on the GPU's own."""
+    reduce, part = all_reduce(4.0), segments((0, 1, 4, 1))
+    gpu_s = step.operator_s(reduce, 1.0, 1.0, 1.0, 0.0, machine())[0]
+    total_s, _ = run([reduce], part, collective_s=1e-2, corner=40.0, rank_lag=0.06)
+    host_s = (1e-5 + 1e-2) * (1.0 + 0.06 * 13.0 / 12.0)
+    assert total_s == pytest.approx(1e-3 + 4 * (host_s + 0.5 * gpu_s), rel=1e-5)
+
+
+def test_a_single_rank_waits_for_nobody() -> None:
+    parts = segments((0, 1, 4, 1))
+    assert run([nothing()], parts, rank_lag=0.4)[0] == run([nothing()], parts)[0]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8, 16, 72])
+def test_excess_of_the_slowest_is_the_harmonic_number_less_one(ranks: int) -> None:
+    harmonic = sum(1.0 / i for i in range(1, ranks + 1))
+    assert step.slowest_excess(float(ranks)) == pytest.approx(harmonic - 1.0, abs=1e-3)
+
+
+def test_a_slower_host_stretches_every_time_of_its_own() -> None:
+    """Prompt pass of three layers and seven tokens, bound by the host."""
+    prompt = {"prefill": True, "tokens": 7.0, "corner": 40.0, "launch_s": 1e-3}
+    once_s, _ = run([nothing()], segments((0, 1, 3, 1)), **prompt)
+    twice_s, _ = run([nothing()], segments((0, 1, 3, 1)), slowness=2.0, **prompt)
+    assert twice_s == pytest.approx(2.0 * once_s, rel=1e-9)
 
 
 def test_reuse_times_only_what_the_context_changes() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rtsim_kernels import attention, collective, gemm, memory_bound, step, tables
+from rtsim_kernels import attention, collective, gemm, memory_bound, mla, moe, step, tables
 
 import rtsim
 from rtsim.catalog import load_gpu
@@ -22,7 +22,16 @@ from rtsim.device_facts import device_row, sustained_flops_per_s
 from rtsim.errors import NotSupported, SpecError, UnknownName
 from rtsim.fitting import kernel_rows, network_rows, resolve
 from rtsim.fitting import memory_bound as memory_bound_recipe
-from rtsim.machine import attention_row, collective_row, gemm_row, memory_bound_row
+from rtsim.machine import (
+    absorb_row,
+    attention_row,
+    collective_row,
+    gemm_row,
+    memory_bound_row,
+    mla_decode_row,
+    mla_prefill_row,
+    moe_row,
+)
 from rtsim.measurements import Columns, read_table
 from rtsim.operators import PlainForward, StackTraits, lower
 from rtsim.profile import interval_half_width, load_profile
@@ -54,6 +63,20 @@ ELEMENTWISE = """\
 gpu,stack,op,dtype,rows,cols,time_us
 A100-SXM4-80GB,sarathi-serve/pytorch,rmsnorm,fp16,256,4096,5
 T4,pytorch,add,fp32,4096,4096,700
+"""
+MOE = """\
+gpu,stack,kernel,dtype,distribution,num_tokens,hidden_size,intermediate_size,top_k,num_experts,tp,\
+ep,time_us
+H100-SXM5-80GB,vllm,experts_triton,bf16,balanced,64,4096,14336,2,8,2,1,400
+B200-SXM,trtllm,,nvfp4,power_law_1.2,4096,7168,2048,8,256,1,8,900
+"""
+MLA = """\
+gpu,stack,op,dtype,kv_dtype,gemm_dtype,num_heads,batch,query_tokens,context_tokens,time_us
+H100-SXM5-80GB,trtllm,context_attention,bf16,bf16,,128,2,1024,1024,500
+H100-SXM5-80GB,trtllm,generation_attention,bf16,fp8,,16,64,1,4096,60
+H100-SXM5-80GB,trtllm,bmm_pre,bf16,,,16,64,1,0,8
+H100-SXM5-80GB,trtllm,generation_module,bf16,bf16,bf16,16,64,1,4096,200
+H100-SXM5-80GB,trtllm,context_module,bf16,bf16,fp8_block,16,2,512,512,300
 """
 NETWORK = """\
 gpu,stack,dtype,model,num_layers,hidden_size,num_heads,ffn_size,vocab_size,batch,query_tokens,\
@@ -166,6 +189,95 @@ def test_elementwise_rows_are_calls_of_the_kernel(tmp_path):
         )
         assert times.predicted_s[i] == pytest.approx(seconds, rel=1e-12)
     assert memory_bound_recipe.EAGER_LAUNCHES.get("add", 1.0) == 1.0  # no further launches
+
+
+def test_expert_rows_are_calls_of_the_kernel(tmp_path):
+    columns = columns_of(tmp_path, MOE)
+    times = kernel_rows.predict_moe(columns, PROFILE)["time"]
+    for i, (form, backend, skew) in enumerate([("bf16", "triton", 0.0), ("nvfp4", "", 1.2)]):
+        gpu = load_gpu(columns["gpu"][i])
+        record = moe_row(load_profile(PROFILE), gpu, form, backend=backend, weight_copies=1.0)
+        sizes = {name: float(columns[name][i]) for name in columns if name.startswith("num_")}
+        seconds, _ = moe.moe_s(
+            sizes["num_tokens"], float(columns["hidden_size"][i]),
+            columns["intermediate_size"][i] / columns["tp"][i], sizes["num_experts"],
+            sizes["num_experts"] / columns["ep"][i], float(columns["top_k"][i]), 3.0, skew,
+            row(record), row(device_row(gpu)),
+        )  # fmt: skip
+        assert times.predicted_s[i] == pytest.approx(seconds, rel=1e-12)
+        assert times.low_s[i] < times.predicted_s[i] < times.high_s[i]
+    assert times.regime.tolist() == ["to 64 rows per expert", "above 64 rows per expert"]
+
+
+def test_latent_rows_are_calls_of_the_kernels(tmp_path):
+    columns = columns_of(tmp_path, MLA, "mla.csv")
+    times = kernel_rows.predict_mla(columns, PROFILE)["time"]
+    profile, gpu = load_profile(PROFILE), load_gpu("h100-sxm5-80gb")
+    device = row(device_row(gpu))
+    form = row(mla_prefill_row(profile, gpu, "bf16", "bf16"))
+    sizes = (2.0, 1024.0, 1024.0, 128.0, 128.0, 64.0, 128.0, 512.0)
+    seconds, _ = mla.mla_prefill_s(*sizes, form, device, 1.0)
+    assert times.predicted_s[0] == pytest.approx(seconds, rel=1e-12)
+    form = row(mla_decode_row(profile, gpu, "bf16", "fp8"))
+    seconds, _ = mla.mla_decode_s(64.0, 4096.0, 16.0, 512.0, 64.0, form, device, 1.0)
+    assert times.predicted_s[1] == pytest.approx(seconds, rel=1e-12)
+    form = row(absorb_row(profile, gpu, "bf16"))
+    seconds, _ = gemm.gemm_s(64.0, 512.0, 128.0, 16.0, 1.0, form, device)
+    assert times.predicted_s[2] == pytest.approx(seconds, rel=1e-12)
+    assert times.regime.tolist() == columns["op"].tolist()
+    assert (times.skip == "").all()
+
+
+def test_whole_latent_blocks_take_longer_than_their_parts(tmp_path):
+    columns = columns_of(tmp_path, MLA, "mla.csv")
+    block, prompt = kernel_rows.predict_mla(columns, PROFILE)["time"].predicted_s[3:]
+    profile, gpu = load_profile(PROFILE), load_gpu("h100-sxm5-80gb")
+    device = row(device_row(gpu))
+    form = row(mla_decode_row(profile, gpu, "bf16", "bf16"))
+    attention_s, _ = mla.mla_decode_s(64.0, 4096.0, 16.0, 512.0, 64.0, form, device, 1.0)
+    # Projections of DeepSeek-V3 with 16 heads: 7168 to 2112, 1536 to 16 x 192, 16 x 128 to 7168.
+    products = [(2112.0, 7168.0), (16 * 192.0, 1536.0), (7168.0, 16 * 128.0)]
+    form = row(gemm_row(profile, gpu, "bf16"))
+    weights = sum(n * k for n, k in products)
+    parts = attention_s + sum(
+        gemm.gemm_s(64.0, n, k, 1.0, weights / (n * k), form, device)[0] for n, k in products
+    )
+    assert parts < block < parts + 60e-6
+    assert prompt > 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "problem"),
+    [
+        (MOE, ("balanced,64,", "balanced,-64,"), "num_tokens"),
+        (MOE, ("balanced,64,", "balanced,,"), "num_tokens"),
+        (MOE, (",400\n", ",0\n"), "time_us"),
+        (MOE, ("num_experts", "experts"), "num_experts"),
+        (MLA, (",128,2,1024,", ",x,2,1024,"), "num_heads"),
+        (MLA, ("context_attention,bf16", "context_attention"), "fields"),
+        (MLA, ("num_heads", "heads"), "num_heads"),
+    ],
+)
+def test_faulty_lines_are_named(tmp_path, capsys, text, change, problem):
+    path = tmp_path / "table.csv"
+    path.write_text(text.replace(*change, 1))
+    with pytest.raises(SystemExit) as stop:
+        main(["validate", str(path)])
+    assert stop.value.code == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_what_is_not_modelled_is_skipped_with_a_reason(tmp_path):
+    path = tmp_path / "moe.csv"
+    path.write_text(MOE.replace("balanced", "zipf") + MOE.splitlines()[2].replace("nvfp4", "int3"))
+    (file,) = rtsim.validate(path, profile=PROFILE).files
+    assert file.skipped == {"distribution is not modelled": 1, "dtype is not modelled": 1}
+    path.write_text(MLA.replace("bmm_pre", "indexer"))
+    (file,) = rtsim.validate(path, profile=PROFILE).files
+    assert file.skipped == {"operator is not modelled": 1}
+    assert list(file.metrics["time"].by["regime"]) == [
+        "context_attention", "generation_attention", "context_module", "generation_module"
+    ]  # fmt: skip
 
 
 def test_intervals_are_those_of_the_section_and_wider_elsewhere(tmp_path):

@@ -25,7 +25,7 @@ import pytest
 from rtsim.fitting.generation import Configuration, LeftOut, configurations, runtimes
 from rtsim.measurements import Table, read_table
 from rtsim.predict import predict
-from rtsim.profile import interval_half_width, load_profile
+from rtsim.profile import GROUPS, interval_half_width, load_profile
 
 ROOT = Path(__file__).parents[2]
 CALIBRATION = ROOT / "calibration"
@@ -49,9 +49,9 @@ class Ceilings:
 
 # Lower them when an improvement allows it; never raise them.
 CEILINGS = {
-    "megatron-lm-a100-sxm4-80gb": Ceilings(0.017, 0.024, 0.027, 0.036, 60),
-    # Two models only, of 28 and 96 layers on 1 and 16 GPUs: left-out errors say little here.
-    "megatron-lm-v100-sxm3-32gb": Ceilings(0.055, 0.065, 0.30, 0.30, 30),
+    "megatron-lm-a100-sxm4-80gb": Ceilings(0.0125, 0.017, 0.0165, 0.022, 60),
+    # Two models only, of 28 and 96 layers on 1 and 16 GPUs: each predicted from the other.
+    "megatron-lm-v100-sxm3-32gb": Ceilings(0.050, 0.060, 0.105, 0.145, 30),
 }
 # What the whole was built to reach, on a model that was left out: ceilings may not exceed it.
 LEFT_OUT_GOAL, LEFT_OUT_PROMPT_GOAL = 0.06, 0.12
@@ -191,7 +191,7 @@ def test_ceilings_are_within_the_goal() -> None:
 def test_intervals_hold_left_out_models(refit: Refit, name: str) -> None:
     """About nine in ten rows of models that the fit did not see; few rows, so a wide margin."""
     profile, left_out = load_profile(name), refit.left_out[name]
-    sigmas = np.array(list(profile.sigma_unseen.values()))
+    sigmas = np.array([profile.sigma_unseen[group] for group in GROUPS])
     width = interval_half_width(left_out.owed_s, sigmas, profile.sigma_row)
     inside = (np.abs(left_out.log_error) <= width).mean()
     assert 0.8 <= inside <= 1.0

@@ -14,7 +14,7 @@ from rtsim.cli.parameters import count, deliver, json_option, output_option, set
     "--arch",
     required=True,
     metavar="NAME|FILE",
-    help="Model: a name (see rtsim list models) or a .toml file.",
+    help="Model: a name (see rtsim list models), a .toml file, or a Hugging Face config.json.",
 )
 @click.option(
     "--gpu",

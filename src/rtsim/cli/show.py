@@ -8,7 +8,7 @@ from rtsim.cli.parameters import deliver, json_option, set_option
 
 
 @click.command("show")
-@click.argument("name", metavar="[NAME|FILE.toml]", required=False)
+@click.argument("name", metavar="[NAME|FILE]", required=False)
 @click.option(
     "--template",
     type=click.Choice(["gpu", "model"]),
@@ -22,7 +22,7 @@ def command(
     set: dict[str, str] | None,  # noqa: A002 (the option's name)
     as_json: bool,
 ) -> None:
-    """Show a model, a GPU or a profile, by name, alias or file.
+    """Show a model, a GPU or a profile, by name, alias or .toml file; a model by its config.json.
 
     With --template instead of a name: a TOML file to start a new GPU or model from.
     """
@@ -34,7 +34,7 @@ def command(
         click.echo(template_text("gpus" if template == "gpu" else "models"), nl=False)
         return
     if name is None:
-        raise click.UsageError("missing argument 'NAME|FILE.toml', or --template gpu|model")
+        raise click.UsageError("missing argument 'NAME|FILE', or --template gpu|model")
     from rtsim import describe, report
 
     found = describe.describe(name, set)

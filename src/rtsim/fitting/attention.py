@@ -14,12 +14,19 @@ the centre of each, so that the rows stand for the table. All others are unseen.
 
 Discrete facts of a stack's kernels (`CANDIDATES`) are chosen by the cost of the fit; a value other
 than the usual one has to pay for itself by `SURPRISE`.
+
+For GPUs that nobody measured, `fit_family` fits decode rows of several GPUs: first all stacks
+together, then one stack with that fit as its prior. Decode kernels of one stack differ as much
+from GPU to GPU as those of several stacks do on one, so a row weighs less there
+(`ACROSS_SIGMA`), and each part's discrete facts are those of its own fit. Prefill kernels of a
+stack are more alike: there a joint fit of that stack alone is better.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,8 +36,9 @@ from rtsim_kernels import attention, tables
 from rtsim_kernels.tables import Coefficient
 
 from rtsim.device_facts import attention_peak_flops_per_s, device_row
-from rtsim.fit import Fit, fit_coefficients
-from rtsim.fitting.measured_rows import MeasuredRows
+from rtsim.fit import Fit, centred, fit_coefficients
+from rtsim.fitting.cluster import cluster_rows
+from rtsim.fitting.measured_rows import MeasuredRows, joined
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -50,12 +58,17 @@ ROW_SIGMA = 0.05
 
 # Values of discrete facts, the usual one first.
 CANDIDATES: dict[str, dict[str, tuple[float, ...]]] = {
-    PREFILL: {"tile_rows": (128.0, 64.0, 256.0)},
-    DECODE: {"always_splits": (1.0, 0.5), "max_group": (1024.0, 32.0)},
+    PREFILL: {"tile_rows": (128.0, 64.0, 256.0), "single_pack_frac": (1.0, 0.02)},
+    DECODE: {"split_rule": (1.0, 0.5, 2.0), "max_group": (1024.0, 32.0)},
 }
-SURPRISE = 30.0  # cost (squared deviations) that an unusual value must save
+SURPRISE = 10.0  # cost (squared deviations) that an unusual value must save
 # Facts that change with the GPU's generation: not chosen where rows of several GPUs are fitted.
-OF_ONE_GPU = ("always_splits",)
+OF_ONE_GPU = ("split_rule",)
+
+# What ROW_SIGMA is where kernels of several GPUs and stacks are fitted together, and the share of
+# the declared spreads by which one stack may differ from all.
+ACROSS_SIGMA = 0.6
+STACK_SHARE = 0.2
 
 STARTS = 3
 START_SPREAD = 0.7  # prior deviations by which further starts are moved
@@ -173,37 +186,12 @@ def features(rows: Rows) -> Array:
 
 
 def choose_rows(rows: Rows, count: int = 64, seed: int = 0, rounds: int = 15) -> NDArray[np.intp]:
-    """Positions of at most `count` rows to fit, from sizes alone.
-
-    k-means clusters of the features (Lloyd 1982), started at seeded rows; the row nearest to the
-    centre of each cluster is taken.
-    """
-    points = features(rows)
-    count = min(count, len(points))
-    centres = points[np.random.default_rng(seed).permutation(len(points))[:count]].copy()
-    for _ in range(rounds):
-        nearest = _squared_distances(points, centres).argmin(axis=1)
-        for k in range(count):
-            members = nearest == k
-            if members.any():
-                centres[k] = points[members].mean(axis=0)
-    distance = _squared_distances(points, centres)
-    taken: list[int] = []
-    for k in range(count):
-        order = np.argsort(distance[:, k], kind="stable")
-        taken.append(next(int(i) for i in order if int(i) not in taken))
-    return np.array(taken, dtype=np.intp)
+    """Positions of at most `count` rows to fit, from sizes alone: centres of clusters."""
+    return cluster_rows(features(rows), count, seed, rounds)
 
 
-def _squared_distances(points: Array, centres: Array) -> Array:
-    inner = points @ centres.T
-    return np.asarray(
-        (points**2).sum(axis=1)[:, None] - 2.0 * inner + (centres**2).sum(axis=1)[None]
-    )
-
-
-def predict(rows: Rows, coefficients: Mapping[str, float]) -> Array:
-    """Seconds of every row, compiled."""
+def predict(rows: Rows, coefficients: Mapping[str, float | Array]) -> Array:
+    """Seconds of every row, compiled. coefficients: one value for all rows, or one each."""
     from rtsim_kernels import compiled
 
     dtype = ROW_DTYPES[rows.kind]
@@ -282,6 +270,69 @@ def fit_rows(rows: Rows, *, starts: int = STARTS, seed: int = 0) -> Fit:
     if best is None:
         raise ValueError("starts must be at least 1")
     return best[1]
+
+
+def fit_family(own: Sequence[Rows], every: Sequence[Rows]) -> Fit:
+    """Fit one stack over several GPUs, for GPUs that were not measured.
+
+    own: rows of the stack, one part per GPU and format. every: the same for all stacks; only
+    decode kernels learn from them.
+    """
+    if own[0].kind == PREFILL:
+        return fit_rows(joined(own))
+    facts = {id(part): _facts(part) for part in (*own, *every)}
+    pooled = _fit_parts(every, [facts[id(part)] for part in every])
+    return _fit_parts(own, [facts[id(part)] for part in own], named(pooled), STACK_SHARE)
+
+
+def _facts(rows: Rows) -> dict[str, float]:
+    """Discrete facts of rows of one GPU, by a fit of their own."""
+    fitted = named(fit_rows(rows, starts=1))
+    return {name: fitted[name] for name in CANDIDATES[rows.kind]}
+
+
+def _fit_parts(
+    parts: Sequence[Rows],
+    facts: Sequence[Mapping[str, float]],
+    base: Mapping[str, float] | None = None,
+    share: float = 1.0,
+) -> Fit:
+    """One fit of several parts, each with its own discrete facts.
+
+    The result has the facts of most parts, and the usual ones where they are of one GPU.
+    """
+    kind = parts[0].kind
+    options = CANDIDATES[kind]
+    lengths = [len(part) for part in parts]
+    rows = joined(parts)
+    of_rows = {
+        name: np.repeat([found[name] for found in facts], lengths).astype(float) for name in options
+    }
+    usual = {
+        name: values[0]
+        if name in OF_ONE_GPU
+        else max(values, key=Counter(found[name] for found in facts).__getitem__)
+        for name, values in options.items()
+    }
+    if base is not None:
+        base = {name: value for name, value in base.items() if name not in options}
+    coefficients = tuple(
+        c._replace(prior=usual[c.name]) if c.name in usual else c
+        for c in centred(COEFFICIENTS[kind], base, share)
+    )
+    names = tuple(c.name for c in coefficients)
+
+    def seconds(values: Array) -> Array:
+        return predict(rows, {**dict(zip(names, values.tolist(), strict=True)), **of_rows})
+
+    fit = fit_coefficients(
+        seconds,
+        rows.measured_s,
+        coefficients,
+        row_sigma=ACROSS_SIGMA,
+        derivative_steps=DERIVATIVE_STEPS,
+    )
+    return replace(fit, values=_exact(fit, usual))
 
 
 def _moved(coefficients: tuple[Coefficient, ...], move: Array) -> Array:

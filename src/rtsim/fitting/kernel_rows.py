@@ -1,4 +1,4 @@
-"""Predicts the rows of kernel tables: gemm, attention_*, collective, elementwise.
+"""Predicts the rows of kernel tables: gemm, attention_*, collective, elementwise, moe, mla.
 
 Rows are grouped by what the kernels take once (GPU, stack, number format, machine); each group is
 one call of the compiled core with the coefficients of a profile. How a table was measured (what
@@ -12,7 +12,7 @@ GPU than its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from rtsim.catalog import load_gpu
 from rtsim.device_facts import device_row
-from rtsim.errors import RtsimError
-from rtsim.fitting import attention, collective, gemm, memory_bound, resolve
-from rtsim.machine import gemm_row
+from rtsim.errors import NotSupported, RtsimError
+from rtsim.fitting import attention, collective, gemm, memory_bound, mla, mla_module, moe, resolve
+from rtsim.machine import absorb_row, gemm_row
 from rtsim.measurements import Columns
 from rtsim.profile import Profile, interval_half_width, load_profile
 from rtsim.profile_choice import choose_profile
@@ -41,6 +41,8 @@ PREFILL_FLOP_LIMITS = ((1e9, "to 1 GFLOP"), (1e11, "to 100 GFLOP"), (0, "above 1
 DECODE_BYTE_LIMITS = ((_MIB, "to 1 MiB"), (64 * _MIB, "to 64 MiB"), (0, "above 64 MiB"))
 MESSAGE_LIMITS = ((65536, "to 64 KiB"), (_MIB, "to 1 MiB"), (32 * _MIB, "to 32 MiB"),
                   (0, "above 32 MiB"))  # fmt: skip
+ROUTED_ROW_LIMITS = ((1.0, "to 1 row per expert"), (8.0, "to 8 rows per expert"),
+                     (64.0, "to 64 rows per expert"), (0, "above 64 rows per expert"))  # fmt: skip
 ELEMENTWISE_LIMITS = ((_MIB, "to 1 MiB"), (32 * _MIB, "to 32 MiB"), (0, "above 32 MiB"))
 
 
@@ -82,6 +84,8 @@ def predict_gemm(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
         rows = gemm.rows_of(columns, group.members)
         _, copies = gemm.METHODS.get(group.key["stack"], gemm.IN_A_MODEL)
         row = gemm_row(group.profile, group.gpu, group.key["dtype"], activation_copies=copies)
+        if (group.key["stack"], group.key["dtype"]) in gemm.QUANTISED_BEFORE:
+            row["quantize_bytes"] = 0.0
         device = device_row(group.gpu)
         return np.asarray(
             rtsim_kernels.compiled().gemm.gemm_many(
@@ -168,6 +172,81 @@ def predict_elementwise(columns: Columns, profile: str | None) -> dict[str, RowT
     reasons = memory_bound.usable(columns)
     by = ("gpu", "stack", "op")
     return _predict(columns, profile, "memory_bound", reasons, by, seconds, sizes)
+
+
+def predict_moe(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
+    """Times of mixture-of-experts layers; regimes by the mean rows of an expert."""
+
+    def seconds(group: Group) -> Array:
+        machine = moe.machine_of(group.gpu, device_row(group.gpu), group.key["dtype"])
+        if machine is None:
+            raise NotSupported(f"{group.gpu.name} states no rate for {group.key['dtype']}")
+        rows = moe.rows_of(columns, group.members)
+        return moe.predict(rows, machine, resolve.coefficients(group.profile, "moe", group.key))
+
+    by = ("gpu", "stack", "dtype", "kernel")
+    load = columns["num_tokens"] * columns["top_k"] / columns["num_experts"]
+    sizes = Sizes(load, ROUTED_ROW_LIMITS)
+    return _predict(columns, profile, "moe", moe.usable(columns), by, seconds, sizes)
+
+
+def predict_mla(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
+    """Times of latent attention, of its batched products and of whole blocks; regimes by which."""
+    columns = {**columns, "gemm_dtype": _or_dtype(columns, "gemm_dtype")}
+    regimes = (*mla.SECTION_KINDS, *mla.MODULES)
+    times = None
+    for op in regimes:
+        reasons = mla.predictable(columns)
+        reasons[(reasons == "") & (columns["op"] != op)] = _OTHER_OPERATOR
+        part = _predict_mla_operator(columns, profile, op, reasons)
+        if times is None:
+            times = part
+            continue
+        own = columns["op"] == op
+        for name in ("predicted_s", "low_s", "high_s"):
+            getattr(times, name)[own] = getattr(part, name)[own]
+        times = replace(times, skip=np.where(own, part.skip, times.skip))
+    if times is None:
+        raise ValueError("no operators")
+    return {"time": replace(times, regime=columns["op"], regimes=regimes)}
+
+
+_OTHER_OPERATOR = "another operator"
+
+
+def _or_dtype(columns: Columns, name: str) -> Labels:
+    return np.asarray(np.where(columns[name] == "", columns["dtype"], columns[name]))
+
+
+def _predict_mla_operator(
+    columns: Columns, profile: str | None, op: str, reasons: Labels
+) -> RowTimes:
+    kind = mla.SECTION_KINDS.get(op)
+    if op in mla.MODULES:
+        kind = mla.PREFILL if op == "context_module" else mla.DECODE
+
+    def seconds(group: Group) -> Array:
+        members, gpu, key = group.members, group.gpu, group.key
+        if kind == "gemm":
+            rows = mla.product_rows(columns, members)
+            row = absorb_row(group.profile, gpu, key["dtype"])
+            device = device_row(gpu)
+            return np.asarray(
+                rtsim_kernels.compiled().gemm.gemm_many(
+                    rows.m, rows.n, rows.k, rows.batch, rows.weight_copies, row[()], device[()]
+                )
+            )
+        coefficients = resolve.coefficients(group.profile, str(kind), key)
+        if op in mla.MODULES:
+            absorbed = kind == mla.DECODE or mla.is_absorbed(coefficients)
+            whole = mla_module.rows_of(columns, members, op, gpu, group.profile, absorbed=absorbed)
+            return mla.predict(whole, coefficients)
+        return mla.predict(mla.rows_of(columns, members, str(kind), lambda _: gpu), coefficients)
+
+    by = ("gpu", "stack", "dtype", "kv_dtype", "gemm_dtype", "op")
+    sizes = Sizes(np.zeros(len(reasons)), ((0, op),))
+    columns = _with_kv_dtype(columns)
+    return _predict(columns, profile, str(kind), reasons, by, seconds, sizes)["time"]
 
 
 def _looked_up(names: Labels, values: Mapping[str, float]) -> Array:

@@ -17,20 +17,23 @@ from numpy.typing import NDArray
 
 from rtsim.device_facts import device_row, link_facts_of
 from rtsim.fit import Fit
-from rtsim.fitting import attention, collective, gemm, memory_bound
+from rtsim.fitting import attention, collective, gemm, memory_bound, mla, moe
+from rtsim.fitting.measured_rows import joined
 from rtsim.fitting.resolve import memory_bound_machine, section_of
 from rtsim.measurements import Columns
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
 
-# Kind of table -> kind of section in a profile.
+# Kind of table -> kind of section in a profile. Rows of "mla" go into sections by their operator.
 SECTION_KINDS = {
     "gemm": "gemm",
     "attention_prefill": "attention_prefill",
     "attention_decode": "attention_decode",
     "elementwise": "memory_bound",
     "collective": "collective",
+    "moe": "moe",
+    "mla": "mla",
 }
 # The columns that, beside the GPU, decide the section and machine of a row.
 _KEYS = {
@@ -39,6 +42,8 @@ _KEYS = {
     "attention_decode": ("dtype", "kv_dtype"),
     "memory_bound": ("op",),
     "collective": ("topology", "implementation"),
+    "moe": ("dtype", "kernel"),
+    "mla": ("op", "dtype", "kv_dtype"),
 }
 FOLDS = 4
 _PAIR = 2.0  # GPUs of an NVLink bridge
@@ -99,7 +104,10 @@ def usable(kind: str, columns: Columns) -> NDArray[np.str_]:
 
 
 def _recipe(kind: str) -> Any:
-    recipes = {"gemm": gemm, "memory_bound": memory_bound, "collective": collective}
+    recipes = {
+        "gemm": gemm, "memory_bound": memory_bound, "collective": collective, "moe": moe,
+        "mla": mla, mla.PREFILL: mla, mla.DECODE: mla,
+    }  # fmt: skip
     return recipes.get(kind, attention)
 
 
@@ -148,6 +156,20 @@ def _block(
     elif kind == "collective":
         made = collective.rows_of(columns, rows)
         machine = collective.Machine(link_facts_of(gpu, row["topology"]), device_row(gpu))
+    elif kind == "moe":
+        machine = moe.machine_of(gpu, device_row(gpu), row["dtype"])
+        if machine is None:
+            return None
+        made = moe.rows_of(columns, rows)
+    elif kind == "mla":
+        kind = section.partition(".")[0]
+        if kind == "gemm":
+            machine = gemm.machine_of(gpu, device_row(gpu), stack, row["dtype"])
+            if machine is None:
+                return None
+            made = mla.product_rows(columns, rows)
+        else:
+            made = mla.rows_of(columns, rows, kind, lambda _: gpu)
     else:
         made = attention.rows_of(columns, rows, kind, lambda _: gpu)
     return Block(kind, section, gpu, stack, row.get("dtype", ""), made, machine)
@@ -201,8 +223,25 @@ def fit_blocks(
         if any(block.machine.links.link_domain == _PAIR for block in blocks):
             traits["pair_links"] = result.linked
         return SectionFit(first.section, result.fit, traits, result)
+    if first.kind == "moe":
+        return SectionFit(first.section, moe.fit_rows(groups, base, base_spread, quick=quick))
     rows = joined([block.rows for block in blocks])
+    if first.kind in mla.COEFFICIENTS:
+        return SectionFit(first.section, mla.fit_rows(rows, base, base_spread, quick=quick))
     fit = attention.fit_rows(rows, **({"starts": 1} if quick else {}))
+    return SectionFit(first.section, fit)
+
+
+def fit_family(own: Sequence[Block], every: Sequence[Block]) -> SectionFit:
+    """Fit a section for GPUs that were not measured, from blocks of several others.
+
+    own: of the stack in question. every: of all stacks, `own` among them. Only attention learns
+    from other stacks, see `attention.fit_family`, and only where there are several GPUs.
+    """
+    first = own[0]
+    if first.kind not in attention.COEFFICIENTS or len({b.gpu.name for b in every}) == 1:
+        return fit_blocks(own)
+    fit = attention.fit_family([b.rows for b in own], [b.rows for b in every])
     return SectionFit(first.section, fit)
 
 
@@ -217,6 +256,10 @@ def predict(block: Block, fitted: SectionFit) -> Array:
         machine = collective.as_decided(block.machine, fitted.detail)
         limit_bytes = fitted.detail.direct_limit_bytes
         return collective.predict(block.rows, machine, values, limit_bytes)
+    if block.kind == "moe":
+        return moe.predict(block.rows, block.machine, values)
+    if block.kind in mla.COEFFICIENTS:
+        return mla.predict(block.rows, values)
     return attention.predict(block.rows, values)
 
 
@@ -226,8 +269,13 @@ def cross_validated(
     base_spread: float = 1.0,
     folds: int = FOLDS,
     seed: int = 0,
+    every: Sequence[Block] = (),
 ) -> Array:
-    """ln(measured / predicted) of every row, predicted by a fit without its fold."""
+    """ln(measured / predicted) of every row, predicted by a fit without its fold.
+
+    every: blocks of all stacks, where the fit is that of `fit_family`.
+    """
+    others = [b for b in every if not any(b is block for block in blocks)]
     rng = np.random.default_rng(seed)
     fold = [rng.permutation(len(block)) % folds for block in blocks]
     errors: list[Array] = []
@@ -237,22 +285,12 @@ def cross_validated(
         left = [b.take(f == k) for b, f in zip(blocks, fold, strict=True)]
         if not kept:
             continue
-        fitted = fit_blocks(kept, base, base_spread, quick=True)
+        if every:
+            fitted = fit_family(kept, [*kept, *others])
+        else:
+            fitted = fit_blocks(kept, base, base_spread, quick=True)
         errors += [np.log(b.measured_s / predict(b, fitted)) for b in left if len(b)]
     return np.concatenate(errors)
-
-
-def joined(parts: Sequence[Any]) -> Any:
-    """Rows of one recipe, one after the other."""
-    first = parts[0]
-    if len(parts) == 1:
-        return first
-    arrays = {
-        name: np.concatenate([vars(part)[name] for part in parts])
-        for name, value in vars(first).items()
-        if isinstance(value, np.ndarray)
-    }
-    return replace(first, **arrays)
 
 
 # Physical bounds ------------------------------------------------------------------------------
@@ -280,11 +318,21 @@ def bound_s(block: Block) -> Array:
         within = r.message_bytes * share / rate
         return np.asarray(np.maximum(within, _SHORTEST_KERNEL_S))
     flops, moved, peak = work_of(block)
+    if block.kind == "moe":  # how many experts are visited is the model's guess; top_k are for sure
+        share = np.minimum(1.0, r.top_k * (r.n_local_experts == r.n_experts) / r.n_experts)
+        moved = np.minimum(moved, share * weight_bytes(block))
     loaded = moved / (_SM_BYTES_PER_CLOCK * gpu.sm_count * gpu.clock_hz)
     missing = np.maximum(moved - gpu.l2_bytes, 0.0) / gpu.hbm_bytes_per_s
     return np.asarray(
         np.maximum.reduce([flops / peak, loaded, missing, np.full(len(block), _SHORTEST_KERNEL_S)])
     )
+
+
+def weight_bytes(block: Block) -> Array:
+    """Weights of all experts of each `moe` row."""
+    r = block.rows
+    weights = moe.MATRICES * r.n_experts * r.hidden_size * r.expert_width
+    return np.asarray(weights * block.machine.facts["b_bytes"])
 
 
 def work_of(block: Block) -> tuple[Array, Array, Any]:
@@ -297,6 +345,10 @@ def work_of(block: Block) -> tuple[Array, Array, Any]:
         return 2.0 * r.batch * r.m * r.n * r.k, moved, facts["peak_flops_per_s"]
     if block.kind == "memory_bound":
         return 0.0 * r.rows, r.read_bytes + r.written_bytes, 1.0
+    if block.kind == "moe":
+        return *moe.work(r, block.machine), block.machine.facts["peak_flops_per_s"]
+    if block.kind in mla.COEFFICIENTS:
+        return *mla.work(r), r.facts[:, 0]
     seen = np.where(r.window > 0, np.minimum(r.context, r.window), r.context)
     masked = np.where(r.causal > 0, np.minimum(r.new_tokens, seen) / 2.0, 0.0)
     pairs = r.n_sequences * r.new_tokens * (seen - masked)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,3 +27,17 @@ class MeasuredRows:
 
     def __len__(self) -> int:
         return len(self.measured_s)
+
+
+_Rows = TypeVar("_Rows", bound=MeasuredRows)
+
+
+def joined(parts: Sequence[_Rows]) -> _Rows:
+    """Rows of one kind, one part after the other."""
+    first = parts[0]
+    arrays: dict[str, Any] = {
+        name: np.concatenate([vars(part)[name] for part in parts])
+        for name, value in vars(first).items()
+        if isinstance(value, np.ndarray)
+    }
+    return replace(first, **arrays)

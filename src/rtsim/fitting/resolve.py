@@ -10,8 +10,16 @@ import math
 from collections.abc import Mapping
 
 from rtsim.device_facts import device_row, link_facts_of, threads_per_sm
-from rtsim.fitting import collective, memory_bound
-from rtsim.machine import attention_variants, collective_row, collective_variants, gemm_variants
+from rtsim.fitting import collective, memory_bound, mla
+from rtsim.fitting.moe import backend_of
+from rtsim.machine import (
+    absorb_variants,
+    attention_variants,
+    collective_row,
+    collective_variants,
+    gemm_variants,
+    moe_variants,
+)
 from rtsim.profile import Profile
 from rtsim.specs.gpu import GpuSpec
 
@@ -22,6 +30,9 @@ _GROUP_OF = {
     "attention_decode": "attention",
     "memory_bound": "memory_bound",
     "collective": "collective",
+    "moe": "moe",
+    "mla_prefill": "mla",
+    "mla_decode": "mla",
 }
 
 
@@ -35,8 +46,12 @@ def variants_of(kind: str, row: Mapping[str, str]) -> tuple[str, ...]:
     ('fp16', 'bf16')
     """
     if kind == "gemm":
+        if row.get("op") in mla.PRODUCTS:
+            return absorb_variants(row["dtype"])
         return gemm_variants(row["dtype"])
-    if kind.startswith("attention_"):
+    if kind == "moe":
+        return moe_variants(row["dtype"], backend_of(row.get("kernel", "")))
+    if kind.startswith(("attention_", "mla_")):
         return attention_variants(row["dtype"], row["kv_dtype"] or row["dtype"])
     if kind == "collective":
         return collective_variants(row["implementation"] not in collective.LIBRARY_IMPLEMENTATIONS)
@@ -44,7 +59,12 @@ def variants_of(kind: str, row: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def section_of(kind: str, row: Mapping[str, str]) -> str:
-    """The section into which rows such as this one are fitted, such as "gemm.fp8"."""
+    """The section into which rows such as this one are fitted, such as "gemm.fp8".
+
+    kind: of the table's rows; "mla" stands for the kind of its operator.
+    """
+    if kind == "mla":
+        kind = mla.SECTION_KINDS[row["op"]]
     return f"{kind}.{variants_of(kind, row)[0]}"
 
 

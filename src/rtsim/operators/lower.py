@@ -47,7 +47,7 @@ def lower(
     element_bytes: of activations (2 for bf16). gpus_per_node: ranks of a group that share a node.
     plain: a bare forward pass instead of the step of a serving stack.
     """
-    build = Builder(element_bytes)
+    build = Builder(element_bytes, traits.vector_kernels)
     layout = Layout(model, traits, plain, parallelism, gpus_per_node)
     encodes = model.kind == "encoder" and plain is None
     if model.encoder:

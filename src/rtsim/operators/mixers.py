@@ -14,10 +14,10 @@ from rtsim_kernels import collective, tables
 from rtsim.operators.layout import Layout
 from rtsim.operators.table import (
     COLLECTIVE_CONTEXT,
+    GEMM_ABSORB,
     GEMM_ATTENTION,
     GEMM_BATCHED,
     GEMM_HEAD,
-    PREFILL_LATENT,
     Builder,
 )
 from rtsim.specs.attention import (
@@ -125,16 +125,18 @@ def attend_latent(build: Builder, layout: Layout, mla: LatentAttentionSpec) -> N
     if mla.indexer is not None:
         index(build, mla.indexer, hidden)
     _share_context(build, layout, mla.latent_width, heads * mla.v_head_dim)
-    build.gemm("KV up projection", heads * (nope + mla.v_head_dim), latent, row=GEMM_ATTENTION,
-               per_cached=1.0, phase=tables.MANY_TOKENS)  # fmt: skip
-    build.gemm("key absorption", latent, nope, row=GEMM_BATCHED, n_heads=heads,
-               phase=tables.ONE_TOKEN)  # fmt: skip
+    absorbed = layout.traits.absorbed_prefill
+    if not absorbed:
+        build.gemm("KV up projection", heads * (nope + mla.v_head_dim), latent,
+                   row=GEMM_ATTENTION, per_cached=1.0, phase=tables.MANY_TOKENS)  # fmt: skip
+    phase = tables.ALWAYS if absorbed else tables.ONE_TOKEN
+    build.gemm("key absorption", latent, nope, row=GEMM_ABSORB, n_heads=heads, phase=phase)
     window = mla.indexer.top_k if mla.indexer is not None else 0
-    build.add("latent attention", tables.LATENT, row=PREFILL_LATENT, n_heads=heads,
-              n_kv_heads=heads, head_dim=mla.head_dim, v_head_dim=mla.v_head_dim, k=latent,
-              n=rope, window=window, causal=1.0)  # fmt: skip
-    build.gemm("value absorption", mla.v_head_dim, latent, row=GEMM_BATCHED, n_heads=heads,
-               phase=tables.ONE_TOKEN)  # fmt: skip
+    build.add("latent attention", tables.LATENT, n_heads=heads, n_kv_heads=heads,
+              head_dim=mla.head_dim, v_head_dim=mla.v_head_dim, k=latent, n=rope, window=window,
+              causal=1.0)  # fmt: skip
+    build.gemm("value absorption", mla.v_head_dim, latent, row=GEMM_ABSORB, n_heads=heads,
+               phase=phase)  # fmt: skip
     if mla.output_gate:
         build.gemm("attention gate projection", heads * mla.v_head_dim, hidden, row=GEMM_ATTENTION)
         build.elementwise("attention gate", "silu_and_mul", heads * mla.v_head_dim)
@@ -155,14 +157,14 @@ def attend_compressed(build: Builder, layout: Layout, mixer: CompressedAttention
         build.elementwise("key pooling", "softmax", 2.0 * mixer.head_dim)
     limit = 0
     if mixer.indexer is not None:
-        index(build, mixer.indexer, hidden, compression=mixer.compression)
+        index(build, mixer.indexer, hidden, compression=max(1, mixer.compression))
         limit = mixer.indexer.top_k
     if mixer.compression:
         reach = {"compression": mixer.compression, "key_limit": limit, "window": mixer.window}
     else:
         reach = {"window": mixer.window}
     _share_context(build, layout, mixer.head_dim, heads * mixer.head_dim)
-    build.add("latent attention", tables.LATENT, row=PREFILL_LATENT, n_heads=heads, n_kv_heads=1.0,
+    build.add("latent attention", tables.LATENT, n_heads=heads, n_kv_heads=1.0,
               head_dim=mixer.head_dim, v_head_dim=mixer.head_dim, k=mixer.head_dim, n=0.0,
               causal=1.0, **reach)  # fmt: skip
     build.gemm("output group projection", mixer.o_lora_rank,
@@ -171,7 +173,7 @@ def attend_compressed(build: Builder, layout: Layout, mixer: CompressedAttention
                row=GEMM_ATTENTION)  # fmt: skip
 
 
-def index(build: Builder, indexer: IndexerSpec, hidden: int, *, compression: int = 0) -> None:
+def index(build: Builder, indexer: IndexerSpec, hidden: int, *, compression: int = 1) -> None:
     """Scores of all keys by a few small heads, and the choice of the best.
 
     Every GPU of a tensor-parallel group does it whole: the choice has to be the same.

@@ -19,9 +19,7 @@ GEMM_WEIGHTS = 0  # feed-forward matrices in the format of their quantisation
 GEMM_HEAD = 1  # output head and routers, kept in the compute dtype
 GEMM_BATCHED = 2  # products of activations, and one per head
 GEMM_ATTENTION = 3  # projections of token mixers in the format of their quantisation
-# Rows of the machine's table of prefill attention.
-PREFILL_ATTENTION = 0
-PREFILL_LATENT = 1
+GEMM_ABSORB = 4  # queries into the space of latents, values out of it: one product per head
 # Rows of the machine's collective table.
 COLLECTIVE_TENSOR = 0  # all-reduce of a tensor-parallel group
 COLLECTIVE_PIPELINE = 1  # send/recv between pipeline stages
@@ -30,6 +28,11 @@ COLLECTIVE_EXPERTS = 3  # tokens to their experts and back
 COLLECTIVE_CONTEXT = 4  # keys and values, or parts of outputs, of a context-parallel group
 
 
+# Memory-bound operators that some stacks run with loads of 16 bytes.
+VECTOR_MAKES = {
+    name: f"{name}_vector" for name in memory_bound.OPERATORS
+    if f"{name}_vector" in memory_bound.OPERATORS
+}  # fmt: skip
 # What a trait in words may be.
 TRAIT_VALUES = {"attention": ("fused", "unfused"), "logits": ("all", "last")}
 
@@ -48,6 +51,8 @@ class StackTraits:
     in_switch_reduction: its own all-reduces use the switch's adders where it has them (NVLink
         SHARP); library_in_switch_reduction: the library's do.
     pair_links: where links join pairs of GPUs, the two of a pair use theirs.
+    absorbed_prefill: latent attention works on the latents for prompts too.
+    vector_kernels: norms, gated activations and rotary kernels load 16 bytes per thread.
     """
 
     attention: str = "fused"
@@ -58,6 +63,8 @@ class StackTraits:
     in_switch_reduction: bool = False
     library_in_switch_reduction: bool = False
     pair_links: bool = True
+    absorbed_prefill: bool = False
+    vector_kernels: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,13 @@ class OperatorTable:
 
 @dataclass
 class Builder:
-    """Collects rows and segments. element_bytes: of activations (2 for bf16)."""
+    """Collects rows and segments.
+
+    element_bytes: of activations (2 for bf16). vector_kernels: see `StackTraits`.
+    """
 
     element_bytes: float
+    vector_kernels: bool = False
     rows: list[dict[str, Any]] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     segments: list[tuple[int, int, int, int, int]] = field(default_factory=list)
@@ -119,6 +130,8 @@ class Builder:
 
         adds_residual: the same kernel adds the residual, which is one more read and write.
         """
+        if self.vector_kernels:
+            work = VECTOR_MAKES.get(work, work)
         counts = memory_bound.OPERATORS[work]
         more = 1.0 if adds_residual else 0.0
         self.add(name, tables.MEMORY_BOUND, launches=launches, work_kind=counts.kind, width=width,

@@ -277,8 +277,10 @@ class CompressedAttentionSpec(Spec):
 
     One shared key-value head of `head_dim`. Groups of `compression` earlier tokens are pooled to
     one entry; queries see the latest `window` tokens as they are and, of the compressed ones, all
-    or the best `indexer.top_k`. `compression` 0: the window alone. Queries go through
+    or the best `indexer.top_k`. `compression` 0: the window alone. `overlap`: each group is pooled
+    together with the one before it, from projections of its own (CSA). Queries go through
     `q_lora_rank`; outputs through `o_groups` products to `o_lora_rank` columns each.
+    `other_parameters`: stored per layer without a share in the time worth modelling.
     """
 
     kind: Literal["compressed"] = "compressed"
@@ -290,6 +292,7 @@ class CompressedAttentionSpec(Spec):
     o_groups: Count
     window: Positions
     compression: Annotated[int, WHOLE, Field(ge=0, le=1_000_000)] = 0
+    overlap: bool = False
     indexer: IndexerSpec | None = None
     other_parameters: Annotated[int, WHOLE, Field(ge=0)] = 0
 
@@ -306,7 +309,7 @@ class CompressedAttentionSpec(Spec):
     @property
     def down_width(self) -> int:
         """Columns of the projections from the hidden state that all ranks hold whole."""
-        compressor = 2 * self.head_dim if self.compression else 0
+        compressor = self.head_dim * (4 if self.overlap else 2) if self.compression else 0
         return self.q_lora_rank + self.head_dim + compressor
 
     def parameters(self, hidden_size: int) -> int:

@@ -68,6 +68,11 @@ class Spec(BaseModel):
     # in place and their errors carry the whole path (layers[0].attention.n_heads).
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
+    def model_post_init(self, context: Any, /) -> None:
+        # `kind` tells the members of a union apart, so copies made of what was set must have it.
+        if "kind" in type(self).model_fields:
+            self.__pydantic_fields_set__.add("kind")
+
     @classmethod
     def from_mapping(cls, data: Mapping[str, Any], where: str | None = None) -> Self:
         """A validated object from plain data (TOML, JSON). `where` names the file in errors."""

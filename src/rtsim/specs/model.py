@@ -72,10 +72,12 @@ class LayerGroup(Spec):
     outputs are normed too. `parallel`: attention and MLP read the same input and are summed
     (GPT-J, GPT-NeoX), so tensor parallelism needs one all-reduce instead of two.
     `other_parameters`: stored per layer without a share in the time worth modelling (tables of
-    relative positions, residual mixers).
+    relative positions, residual mixers). `stored`: how many of the layers have weights of their
+    own, the others use those again (Zamba2's shared blocks); None: all.
     """
 
     count: Count = 1
+    stored: Count | None = None
     attention: AnyMixer | None = None
     cross_attention: AttentionSpec | None = None
     mlp: AnyMlp | None = None
@@ -89,7 +91,14 @@ class LayerGroup(Spec):
     def _does_something(self) -> Self:
         if self.attention is None and self.mlp is None:
             raise ValueError("attention, mlp or both must be given")
+        if self.stored is not None and self.stored > self.count:
+            raise ValueError(f"stored = {self.stored} must be at most count = {self.count}")
         return self
+
+    @property
+    def stored_count(self) -> int:
+        """Layers with weights of their own."""
+        return self.count if self.stored is None else self.stored
 
     @property
     def has_norm_bias(self) -> bool:
@@ -242,13 +251,14 @@ class ModelSpec(Spec):
     @cached_property
     def parameters(self) -> int:
         """All stored parameters; a tied head counts once."""
-        layers = sum(g.count * g.parameters(self.hidden_size) for g in self.all_layers)
+        layers = sum(g.stored_count * g.parameters(self.hidden_size) for g in self.all_layers)
         return self._outside + layers
 
     @cached_property
     def active_parameters(self) -> int:
         """Parameters without the experts that a token does not visit."""
-        layers = sum(g.count * g.active_parameters(self.hidden_size) for g in self.all_layers)
+        hidden = self.hidden_size
+        layers = sum(g.stored_count * g.active_parameters(hidden) for g in self.all_layers)
         return self._outside + layers
 
     @property
