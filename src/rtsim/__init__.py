@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from rtsim.report import prediction_to_json
     from rtsim.scores import read_model_map
     from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec, WorkloadSpec
-    from rtsim.sweep import SweepResult, sweep
     from rtsim.study import load_study
+    from rtsim.sweep import SweepResult, sweep
     from rtsim.tradeoff import Tradeoff, tradeoff
     from rtsim.validate import ValidationReport, validate
 
