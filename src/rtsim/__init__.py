@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from rtsim.errors import (
         DataError,
         DoesNotFit,
+        NothingSatisfies,
         NotSupported,
         OutputError,
         RtsimError,
@@ -33,7 +34,9 @@ if TYPE_CHECKING:
     )
     from rtsim.idealized_against import against_idealized
     from rtsim.latencies import read_latencies
+    from rtsim.lengths import read_lengths
     from rtsim.measurements import read_table, write_table
+    from rtsim.plan import Plan, PlannedSystem, plan
     from rtsim.predict import predict
     from rtsim.prediction import Prediction
     from rtsim.profiled import ProfiledModel, profile_fit
@@ -52,6 +55,10 @@ _HOME = {
     "predict_many": "bulk",
     "sweep": "sweep",
     "SweepResult": "sweep",
+    "plan": "plan",
+    "Plan": "plan",
+    "PlannedSystem": "plan",
+    "read_lengths": "lengths",
     "validate": "validate",
     "calibrate": "calibrate",
     "Calibration": "calibrate",
@@ -88,6 +95,7 @@ _HOME = {
     "OutputError": "errors",
     "DoesNotFit": "errors",
     "NotSupported": "errors",
+    "NothingSatisfies": "errors",
 }
 
 __all__ = [
@@ -100,8 +108,11 @@ __all__ = [
     "GpuSpec",
     "ModelSpec",
     "NotSupported",
+    "NothingSatisfies",
     "OutputError",
     "ParallelismSpec",
+    "Plan",
+    "PlannedSystem",
     "Prediction",
     "ProfiledModel",
     "RtsimError",
@@ -119,12 +130,14 @@ __all__ = [
     "load_gpu",
     "load_model",
     "load_study",
+    "plan",
     "predict",
     "predict_many",
     "prediction_to_json",
     "profile_fit",
     "read_curves",
     "read_latencies",
+    "read_lengths",
     "read_model_map",
     "read_table",
     "sweep",

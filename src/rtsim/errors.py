@@ -132,6 +132,12 @@ class NotSupported(RtsimError):  # noqa: N818 (the tree's own naming)
     exit_status = 2
 
 
+class NothingSatisfies(RtsimError):  # noqa: N818 (the tree's own naming)
+    """No system of the stated space meets what was asked; names the nearest miss and a way out."""
+
+    exit_status = 2
+
+
 def nearest_names(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
     """The `count` candidates most like `name`, best first; [] where none is close.
 
