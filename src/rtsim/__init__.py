@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         SpecError,
         UnknownName,
     )
+    from rtsim.explain import Explanation, explain
     from rtsim.idealized_against import against_idealized
     from rtsim.latencies import read_latencies
     from rtsim.lengths import read_lengths
@@ -57,6 +58,8 @@ _HOME = {
     "SweepResult": "sweep",
     "plan": "plan",
     "Plan": "plan",
+    "explain": "explain",
+    "Explanation": "explain",
     "PlannedSystem": "plan",
     "read_lengths": "lengths",
     "validate": "validate",
@@ -105,6 +108,7 @@ __all__ = [
     "DataError",
     "Denoised",
     "DoesNotFit",
+    "Explanation",
     "GpuSpec",
     "ModelSpec",
     "NotSupported",
@@ -127,6 +131,7 @@ __all__ = [
     "calibrate",
     "compare",
     "denoise",
+    "explain",
     "load_gpu",
     "load_model",
     "load_study",

@@ -190,7 +190,7 @@ def operator_changes(
     before: Iterable[OperatorTime], after: Iterable[OperatorTime], least_frac: float = 0.01
 ) -> list[OperatorChange]:
     """Operators whose time differs by more than `least_frac` of it, largest difference first."""
-    old, new = _by_operator(before), _by_operator(after)
+    old, new = by_operator(before), by_operator(after)
     changes: list[OperatorChange] = []
     for operator, phase in dict.fromkeys([*old, *new]):
         before_s, before_bound = old.get((operator, phase), (0.0, None))
@@ -202,7 +202,7 @@ def operator_changes(
     return sorted(changes, key=lambda change: -abs(change.after_s - change.before_s))
 
 
-def _by_operator(
+def by_operator(
     breakdown: Iterable[OperatorTime],
 ) -> dict[tuple[str, Phase], tuple[float, Bound | None]]:
     """Time, and the bound of most of it, of each operator; groups of layers share names."""

@@ -61,7 +61,7 @@ def view(plan: Plan) -> RenderableType:
 
     best = plan.best
     parts: list[RenderableType] = [
-        Text(f"{plan.model}: {_sought(plan)} of {plan.n_candidates:,} candidates, "
+        Text(f"{plan.model}: {_sought(plan)}; {plan.n_candidates:,} candidates, "
              f"all predicted", style="bold"),
         Text(_asked(plan)),
         "",
