@@ -53,6 +53,7 @@ FORMATS = ("stack", "dtype", "kv_cache_dtype", "quantization")
 _BLOCK_ROWS = 1 << 18
 _ROUNDING = 1e-12  # of a share, or of a number of replicas
 _MOST_ERRORS = 3
+_MOST_LOAD = 1e9  # requests/s, or USD an hour: more is a slip
 # (candidates,) columns of the table of candidates.
 _COLUMNS = (
     "ttft_s", "ttft_s_high", "tpot_s", "tpot_s_high", "e2e_latency_s", "e2e_latency_s_low",
@@ -261,8 +262,9 @@ def _check_load(
     if rate is None and budget is None:
         raise SpecError.of_missing("rate", "give the load (--rate) or a budget (--budget)")
     for field, value in (("rate", rate), ("budget", budget)):
-        if value is not None and not 0.0 < value < math.inf:
-            raise SpecError(field, value, "must be a number above zero")
+        if value is not None and not 0.0 < value <= _MOST_LOAD:
+            allowed = f"must be a number above zero and at most {_MOST_LOAD:,.0f}"
+            raise SpecError(field, value, allowed)
     if max_gpus is not None and max_gpus < 1:
         raise SpecError("max_gpus", max_gpus, "must be a whole number above zero")
     if not 0.0 < share <= 1.0:

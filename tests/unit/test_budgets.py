@@ -17,6 +17,8 @@ SLACK = 2.0
 HELP_CPU_S = 0.15
 PREDICT_CPU_S = 0.5
 COMPARE_CPU_S = 0.6  # two models
+PLAN_CPU_S = 1.5  # 600 candidates, with the compiled kernels from the cache
+EXPLAIN_CPU_S = 2.0
 IMPORT_CPU_S = 0.05
 COMPILED_CPU_S = 50e-6  # one warm library prediction
 INTERPRETED_CPU_S = 50e-3
@@ -75,6 +77,12 @@ def test_predict_imports_no_compiler() -> None:
 
 COMPARE = ["compare", "--arch", "gpt3-175b,gpt3-6.7b", "--gpu", "a100", "--stack", "megatron-lm"]
 
+PLAN = [
+    *("plan", "--arch", "llama-3.1-70b", "--gpu", "h100,b200", "--quantization", "none,fp8"),
+    *("--rate", "10", "--level", "chat", "--input-len", "1k", "--output-len", "256"),
+]
+EXPLAIN = ["explain", *PREDICT[1:]]
+
 
 def test_compare_imports_no_compiler() -> None:
     loaded = imported_by(PROGRAM.format(arguments=COMPARE))
@@ -102,8 +110,10 @@ def test_importing_the_package_imports_nothing() -> None:
         (PROGRAM.format(arguments=["list", "models"]), HELP_CPU_S),
         (PROGRAM.format(arguments=PREDICT), PREDICT_CPU_S),
         (PROGRAM.format(arguments=COMPARE), COMPARE_CPU_S),
+        (PROGRAM.format(arguments=PLAN), PLAN_CPU_S),
+        (PROGRAM.format(arguments=EXPLAIN), EXPLAIN_CPU_S),
     ],
-    ids=["import", "help", "list", "predict", "compare"],
+    ids=["import", "help", "list", "predict", "compare", "plan", "explain"],
 )
 def test_cpu_time(code: str, budget_s: float) -> None:
     assert cpu_s(code) <= SLACK * budget_s
