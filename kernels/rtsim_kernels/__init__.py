@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import threading
 from types import ModuleType
 
 from ._jit import COMPILED_PACKAGE
 
 __all__ = ["compiled"]
+
+_LOADING = threading.RLock()
 
 
 def compiled() -> ModuleType:
@@ -22,25 +25,27 @@ def compiled() -> ModuleType:
     The first call imports Numba (about a second); each function compiles on its first use with
     new argument types and is cached on disk after that.
     """
-    if COMPILED_PACKAGE not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            COMPILED_PACKAGE, __file__, submodule_search_locations=list(__path__)
-        )
-        if spec is None or spec.loader is None:
-            raise ImportError(f"cannot load {COMPILED_PACKAGE} from {__file__}")
-        twin = importlib.util.module_from_spec(spec)
-        sys.modules[COMPILED_PACKAGE] = twin
-        spec.loader.exec_module(twin)
-        for name in (
-            "tables",
-            "gemm",
-            "attention",
-            "memory_bound",
-            "collective",
-            "step",
-            "generation",
-            "moe",
-            "mla",
-        ):
-            importlib.import_module(f"{COMPILED_PACKAGE}.{name}")
+    with _LOADING:  # threads that ask at once wait until all of it is there
+        if COMPILED_PACKAGE not in sys.modules:
+            spec = importlib.util.spec_from_file_location(
+                COMPILED_PACKAGE, __file__, submodule_search_locations=list(__path__)
+            )
+            if spec is None or spec.loader is None:
+                raise ImportError(f"cannot load {COMPILED_PACKAGE} from {__file__}")
+            twin = importlib.util.module_from_spec(spec)
+            sys.modules[COMPILED_PACKAGE] = twin
+            spec.loader.exec_module(twin)
+            for name in (
+                "tables",
+                "gemm",
+                "attention",
+                "memory_bound",
+                "collective",
+                "step",
+                "generation",
+                "moe",
+                "mla",
+                "bulk",
+            ):
+                importlib.import_module(f"{COMPILED_PACKAGE}.{name}")
     return sys.modules[COMPILED_PACKAGE]

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rtsim.bulk import predict_many
     from rtsim.calibrate import Calibration, calibrate
     from rtsim.catalog import load_gpu, load_model
     from rtsim.compare import Comparison, compare
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from rtsim.scores import read_model_map
     from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec, WorkloadSpec
     from rtsim.study import load_study
+    from rtsim.sweep import SweepResult, sweep
     from rtsim.tradeoff import Tradeoff, tradeoff
     from rtsim.validate import ValidationReport, validate
 
@@ -47,6 +49,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "predict": "predict",
+    "predict_many": "bulk",
+    "sweep": "sweep",
+    "SweepResult": "sweep",
     "validate": "validate",
     "calibrate": "calibrate",
     "Calibration": "calibrate",
@@ -101,6 +106,7 @@ __all__ = [
     "ProfiledModel",
     "RtsimError",
     "SpecError",
+    "SweepResult",
     "Tradeoff",
     "UnknownName",
     "ValidationReport",
@@ -114,12 +120,14 @@ __all__ = [
     "load_model",
     "load_study",
     "predict",
+    "predict_many",
     "prediction_to_json",
     "profile_fit",
     "read_curves",
     "read_latencies",
     "read_model_map",
     "read_table",
+    "sweep",
     "tradeoff",
     "validate",
     "write_curves",

@@ -5,6 +5,7 @@ Datasheet figures only; nothing here is fitted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,6 +110,14 @@ def _capability(gpu: GpuSpec) -> tuple[int, int]:
 def record(dtype: np.dtype[np.void], **values: float) -> NDArray[np.void]:
     names = dtype.names or ()
     return np.array(tuple(values[name] for name in names), dtype)
+
+
+def stacked(records: Sequence[NDArray[np.void]]) -> NDArray[np.void]:
+    """Records of one dtype and shape with a new first axis; many times faster than np.array."""
+    rows = np.empty((len(records), *records[0].shape), records[0].dtype)
+    for row, one in zip(range(len(records)), records, strict=True):
+        rows[row] = one
+    return rows
 
 
 # Compute capability from which the switch between GPUs adds and multicasts: NVLink SHARP, of the

@@ -19,6 +19,7 @@ from rtsim.device_facts import (
     l2_partitions,
     link_facts_of,
     record,
+    stacked,
     sustained_flops_per_s,
     threads_per_sm,
 )
@@ -379,7 +380,7 @@ def machine_rows(
     remarks: list[str] = []
     made = MachineRows(
         device=device_row(gpu),
-        gemm=np.array(
+        gemm=stacked(
             [
                 gemm_row(profile, gpu, formats.of("mlp"), dtype, notes=remarks),
                 gemm_row(profile, gpu, dtype, dtype, notes=remarks),
@@ -391,7 +392,7 @@ def machine_rows(
         prefill=attention_row(profile, gpu, "attention_prefill", dtype, kv_dtype),
         decode=attention_row(profile, gpu, "attention_decode", dtype, kv_dtype),
         memory=memory_bound_row(profile, gpu),
-        collective=np.array([collective_row(profile, gpu, own=True), *[library] * 4]),
+        collective=stacked([collective_row(profile, gpu, own=True), *[library] * 4]),
         host=record(step.HOST, **profile.section("host")),
         moe=moe_row(profile, gpu, formats.of("experts"), dtype, notes=remarks),
         mla_prefill=mla_prefill_row(profile, gpu, dtype, kv_dtype),

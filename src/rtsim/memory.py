@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rtsim.errors import SpecError
 from rtsim.machine import Formats
@@ -35,6 +36,15 @@ _CONTEXT_BYTES = 1.0e9
 _LIBRARY_LINKS_BYTES = 0.5e9
 _MOST_SEQUENCES = 2**20
 _MOST_TOKENS = 2**30
+
+
+@dataclass(frozen=True)
+class CacheTerm:
+    """Bytes of one sequence: per_entry x tokens that `mixer` keeps (None: the source's) + state."""
+
+    per_entry: float
+    mixer: Any | None
+    state_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -83,29 +93,35 @@ class Placement:
             mine += mlp.rank_parameters(hidden, p.tp) * formats.weights("mlp").bytes_per_weight
         return mine + group.small_parameters(hidden) * dtype_bytes(formats.dtype)
 
-    def cache_bytes(self, context: float, source: float = 0.0) -> float:
-        """Cache and state of one sequence on the fullest GPU. source: tokens of an encoder."""
+    def cache_terms(self) -> list[CacheTerm]:
+        """Cache and state of one sequence on the fullest GPU, a term per layer group and mixer."""
         p, kv = self.parallelism, self.formats.kv_dtype
-        total = 0.0
+        terms = []
         for group in self.model.layers:
             if group.attention is not None and getattr(group.attention, "causal", True):
                 mixer = group.attention
-                kept = mixer.cached_tokens(context) / p.cp
-                one = mixer.cache_bytes_per_token(kv) * kept * mixer.cache_share(p.tp)
+                scale = group.count * self._stage_frac
                 # The state of a recurrent layer is split, not cached per token.
-                one += mixer.state_bytes(self.formats.dtype) / p.tp
-                total += group.count * one
+                state = mixer.state_bytes(self.formats.dtype) / p.tp
+                one = mixer.cache_bytes_per_token(kv) * mixer.cache_share(p.tp) / p.cp
+                terms.append(CacheTerm(scale * one, mixer, scale * state))
             if group.cross_attention is not None:
                 mixer = group.cross_attention
-                one = mixer.cache_bytes_per_token(kv) * source * mixer.cache_share(p.tp)
-                total += group.count * one
-        return total * self._stage_frac
+                one = mixer.cache_bytes_per_token(kv) * mixer.cache_share(p.tp)
+                terms.append(CacheTerm(group.count * self._stage_frac * one, None))
+        return terms
 
-    def activation_bytes(self, n_sequences: int, input_len: int) -> float:
-        """The largest set alive at once in the prompt pass."""
-        model, p, traits = self.model, self.parallelism, self.traits
-        element = dtype_bytes(self.formats.dtype)
-        tokens = -(-n_sequences // p.micro_batches) * -(-input_len // p.cp)
+    def cache_bytes(self, context: float, source: float = 0.0) -> float:
+        """Cache and state of one sequence on the fullest GPU. source: tokens of an encoder."""
+        total = 0.0
+        for term in self.cache_terms():
+            kept = source if term.mixer is None else term.mixer.cached_tokens(context)
+            total += term.per_entry * kept + term.state_bytes
+        return total
+
+    def activation_elements(self) -> tuple[float, float]:
+        """Elements alive at once in a layer, per token; and per token and prompt token."""
+        model, p = self.model, self.parallelism
         widest = 0.0
         scores = 0.0
         for group in model.all_layers:
@@ -114,13 +130,26 @@ class Placement:
                 widest = max(widest, group.mlp.widest(p.moe_tp) * p.attention_dp / p.ep)
             elif group.mlp is not None:
                 widest = max(widest, group.mlp.widest(p.tp))
-            if traits.attention == "unfused":
+            if self.traits.attention == "unfused":
                 heads = max((mixer.n_heads for mixer in group.mixers), default=0)
-                scores = max(scores, 2.0 * heads / p.tp * input_len)
-        in_layers = tokens * element * (2 * model.hidden_size + widest + scores)
-        logit_rows = tokens if traits.logits == "all" else n_sequences
-        in_head = logit_rows * model.vocab_size / p.tp * (element + 4.0)  # 4: the fp32 copy
-        return max(in_layers, in_head if model.has_head else 0.0)
+                scores = max(scores, 2.0 * heads / p.tp)
+        return 2 * model.hidden_size + widest, scores
+
+    def logit_bytes(self) -> float:
+        """Bytes of the logits of one token; 0 without a head."""
+        if not self.model.has_head:
+            return 0.0
+        element = dtype_bytes(self.formats.dtype)
+        return self.model.vocab_size / self.parallelism.tp * (element + 4.0)  # 4: the fp32 copy
+
+    def activation_bytes(self, n_sequences: int, input_len: int) -> float:
+        """The largest set alive at once in the prompt pass."""
+        p = self.parallelism
+        tokens = -(-n_sequences // p.micro_batches) * -(-input_len // p.cp)
+        fixed, scores = self.activation_elements()
+        in_layers = tokens * dtype_bytes(self.formats.dtype) * (fixed + scores * input_len)
+        logit_rows = tokens if self.traits.logits == "all" else n_sequences
+        return max(in_layers, logit_rows * self.logit_bytes())
 
     def reserved_bytes(self) -> float:
         """CUDA context, libraries, and NCCL's buffers where GPUs talk."""

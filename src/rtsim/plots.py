@@ -16,6 +16,11 @@ from rtsim.errors import NotSupported, SpecError
 from rtsim.output import replacing
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from rtsim.selection import Metric
     from rtsim.validate import FileErrors, Points, ValidationReport
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -26,6 +31,7 @@ _MOST_POINTS = 6000
 _FEW_POINTS = 200  # from here down points are drawn larger
 _PANEL_INCHES = 4.6
 _MOST_COLUMNS = 3
+_LOG_RANGE = 30.0  # values that span more are drawn on a logarithmic axis
 
 
 def check_plot_file(path: str) -> None:
@@ -67,6 +73,36 @@ def plot_validation(report: ValidationReport, path: str) -> None:
         _panel(axis, file, points)
     for axis in axes[len(shown) :]:
         axis.set_visible(False)
+    with replacing(path) as out:
+        figure.savefig(out, format=Path(path).suffix[1:].lower(), dpi=150)
+
+
+def plot_frontier(
+    points: NDArray[Any], frontier: NDArray[Any], metrics: Sequence[Metric], path: str
+) -> None:
+    """Two metrics of many rows against each other, and those that no other row beats.
+
+    points, frontier: (2, rows). Written whole or not at all. Raises SpecError (format),
+    NotSupported (no matplotlib, nothing to plot) or OutputError.
+    """
+    check_plot_file(path)
+    points = points[:, np.isfinite(points).all(axis=0)]
+    if points.shape[1] == 0:
+        raise NotSupported("no row has both metrics: there is nothing to plot")
+    figure = _figures().Figure(figsize=(_PANEL_INCHES * 1.4, _PANEL_INCHES), layout="constrained")
+    axis = figure.subplots()
+    axis.scatter(*points, s=9, color=_COLOURS[5], alpha=0.6, linewidths=0, label="rows")
+    if frontier.shape[1]:
+        best = frontier[:, np.argsort(frontier[0], kind="stable")]
+        axis.plot(*best, "o-", color=_COLOURS[1], markersize=4, linewidth=1.2, label="frontier")
+    for name, values, metric in zip("xy", points, metrics, strict=True):
+        getattr(axis, f"set_{name}label")(
+            f"{metric.column} ({'more' if metric.largest else 'less'} is better)"
+        )
+        if values.min() > 0 and values.max() > _LOG_RANGE * values.min():
+            getattr(axis, f"set_{name}scale")("log")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
     with replacing(path) as out:
         figure.savefig(out, format=Path(path).suffix[1:].lower(), dpi=150)
 

@@ -119,8 +119,8 @@ class System:
                 "interval is wider",
             )
         if profile is None:
-            self.profile, remarks = choose_profile(gpu, stack)
-            notes += remarks
+            self.profile, choice = choose_profile(gpu, stack)
+            notes += choice
         else:
             if stack is not None and stack != profile.stack:
                 raise SpecError("stack", stack, f"profile {profile.name} is of {profile.stack}")
@@ -153,9 +153,9 @@ class System:
             dtype_bytes(self.dtype),
             gpu.gpus_joined,
         )
-        self.rows: MachineRows = machine_rows(
-            self.profile, gpu, self.formats, notes, plan_facts(model, self.parallelism)
-        )
+        facts = tuple(plan_facts(model, self.parallelism).items())
+        self.rows, remarks = _kept_rows(_Same(self.profile), gpu, self.formats, facts)
+        notes += remarks
         self.peak_flops_per_s = peak_for(gpu, self.dtype, [])
         self.notes = tuple(dict.fromkeys(notes))
         self._interpreted: tuple[Any, Any, Any] | None = None
@@ -538,6 +538,28 @@ def _loaded(arch: str | Path | ModelSpec, gpu: str | Path | GpuSpec) -> tuple[Mo
         arch if isinstance(arch, ModelSpec) else load_model(arch),
         gpu if isinstance(gpu, GpuSpec) else load_gpu(gpu),
     )
+
+
+class _Same:
+    """A profile as a key: equal to itself alone, since its coefficients cannot be hashed."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.profile is self.profile
+
+    def __hash__(self) -> int:
+        return id(self.profile)
+
+
+@lru_cache(maxsize=1024)
+def _kept_rows(
+    profile: _Same, gpu: GpuSpec, formats: Formats, plan: tuple[tuple[str, float], ...]
+) -> tuple[MachineRows, tuple[str, ...]]:
+    """Rows that systems with other models or splits share, and the notes on them."""
+    notes: list[str] = []
+    return machine_rows(profile.profile, gpu, formats, notes, dict(plan)), tuple(notes)
 
 
 @lru_cache(maxsize=128)

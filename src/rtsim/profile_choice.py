@@ -89,6 +89,13 @@ def choose_profile(gpu: GpuSpec, stack: str | None = None) -> tuple[Profile, lis
     profile is of the first serving stack and stands for the others where these have nothing of
     the architecture. Raises UnknownName for a stack without any profile.
     """
+    name, notes = _choice(gpu, stack)
+    return load_profile(name), list(notes)
+
+
+@lru_cache(maxsize=4096)
+def _choice(gpu: GpuSpec, stack: str | None) -> tuple[str, tuple[str, ...]]:
+    """The name of the profile that `choose_profile` chooses, and its notes."""
     heads = profile_heads()
     if stack is not None:
         stack = stack_name(stack)
@@ -108,7 +115,7 @@ def choose_profile(gpu: GpuSpec, stack: str | None = None) -> tuple[Profile, lis
         raise NotSupported("no profile is installed")
     chosen = load_profile(best[1].name)
     if chosen.gpu == gpu.name:
-        return chosen, []
+        return chosen.name, ()
     fitted_on = chosen.gpu or f"GPUs of all kinds ({chosen.name})"
     if not chosen.gpu and chosen.architecture != GENERIC:
         fitted_on = f"GPUs of architecture {chosen.architecture}"
@@ -118,7 +125,7 @@ def choose_profile(gpu: GpuSpec, stack: str | None = None) -> tuple[Profile, lis
         + f": coefficients fitted on {fitted_on} with {chosen.stack} are used with its own "
         "datasheet figures, and the interval is wider for it"
     )
-    return chosen, [note]
+    return chosen.name, (note,)
 
 
 def _rank(gpu: GpuSpec, head: ProfileHead, own_stack: bool) -> tuple[float, ...]:

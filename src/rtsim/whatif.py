@@ -63,6 +63,7 @@ _WRITTEN: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("power_w", units.format_watts),
     ("usd_per_hour", units.format_usd),
 )
+_MOST_LAYERS = 10_000  # of a group of layers
 _AnySpec = TypeVar("_AnySpec", bound=Spec)
 
 
@@ -236,6 +237,8 @@ def _with_layers(model: ModelSpec, value: object, notes: list[str]) -> ModelSpec
     """The model with another number of layers; several groups keep their proportions."""
     counts = [group.count for group in model.layers]
     wanted = _whole("model.n_layers", value, sum(counts))
+    if wanted > _MOST_LAYERS * len(counts):
+        raise SpecError("model.layers[0].count", wanted, f"must be at most {_MOST_LAYERS}")
     if wanted < len(counts):
         allowed = f"must be at least {len(counts)}, a layer of each group of {model.name}"
         raise SpecError("model.n_layers", value, allowed)

@@ -174,3 +174,68 @@ def test_an_encoder_decoder_reads_its_source_once_and_attends_to_it_always() -> 
     assert rows[own].time_s == pytest.approx(before[own].time_s)
     # Keys and values of 8192 source tokens and 64 own ones.
     assert long.memory.kv_cache_bytes == pytest.approx(8 * 8 * 2 * 2048 * 2 * (8192 + 64))
+
+
+def encoders() -> list[ModelSpec]:
+    seeing = {"n_heads": 16, "head_dim": 128, "causal": False}
+    mlp = {"ffn_size": 8192}
+    layer = {"count": 8, "attention": seeing, "mlp": mlp}
+    decodes = {**layer, "attention": {"n_heads": 16, "head_dim": 128}, "cross_attention": seeing}
+    return [
+        spec("gated", "dense", kind="encoder", layers=[layer]),
+        spec("gated", "dense", kind="encoder-decoder", encoder=[layer], layers=[decodes]),
+    ]
+
+
+def check_bulk(model: ModelSpec, degrees: dict[str, int], rows: list[tuple[int, ...]]) -> None:
+    """`predict_many` gives what `predict` gives, for every kind of layer."""
+    import numpy as np
+
+    import rtsim
+
+    batch, prompt, output = (list(column) for column in zip(*rows, strict=True))
+    found = rtsim.predict_many(
+        {"model": [model] * len(rows), "gpu": "h100", "stack": "vllm", **degrees,
+         "batch_size": batch, "input_len": prompt, "output_len": output}
+    )  # fmt: skip
+    for i, (b, p, o) in enumerate(rows):
+        one = rtsim.predict(
+            model, "h100", stack="vllm", **degrees, batch_size=b, input_len=p, output_len=o,
+            compiled=True,
+        )  # fmt: skip
+        assert found["error"][i] == ""
+        assert found["ttft_s"][i] == pytest.approx(one.ttft_s, rel=1e-12)
+        assert found["e2e_latency_s"][i] == pytest.approx(one.e2e_latency_s, rel=1e-12)
+        assert found["memory_bytes"][i] == pytest.approx(one.memory.used_bytes, rel=1e-12)
+        assert found["mfu"][i] == pytest.approx(one.mfu, rel=1e-12)
+        assert found["mbu"][i] == pytest.approx(one.mbu, rel=1e-12)
+        low = one.interval_90.e2e_latency_s.low
+        assert found["e2e_latency_s_low"][i] == pytest.approx(low, rel=1e-12)
+        if one.interval_90.tpot_s is not None:
+            high = one.interval_90.tpot_s.high
+            assert found["tpot_s_high"][i] == pytest.approx(high, rel=1e-12)
+        else:
+            assert np.isnan(found["tpot_s"][i])
+
+
+workloads = st.tuples(st.integers(1, 40), st.integers(1, 700), st.integers(1, 300))
+
+
+@few
+@given(
+    st.sampled_from(list(MIXERS)), st.sampled_from(list(MLPS)), st.integers(0, len(SPLITS) - 1),
+    st.lists(workloads, min_size=1, max_size=6),
+)  # fmt: skip
+def test_bulk_is_row_by_row(mixer, mlp, split, rows) -> None:
+    degrees = dict(SPLITS[split])
+    if mlp not in ("moe", "shared", "latent"):
+        degrees.pop("ep", None)
+    check_bulk(spec(mixer, mlp), degrees, rows)
+
+
+@few
+@given(st.sampled_from((0, 1)), st.lists(workloads, min_size=1, max_size=6))
+def test_bulk_of_encoders_is_row_by_row(which, rows) -> None:
+    if which == 0:
+        rows = [(b, p, 1) for b, p, _ in rows]
+    check_bulk(encoders()[which], {}, rows)

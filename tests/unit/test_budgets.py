@@ -20,6 +20,7 @@ COMPARE_CPU_S = 0.6  # two models
 IMPORT_CPU_S = 0.05
 COMPILED_CPU_S = 50e-6  # one warm library prediction
 INTERPRETED_CPU_S = 50e-3
+SWEEP_ROW_CPU_S = 4e-6  # two cores, half a million rows a second
 
 PROGRAM = "from rtsim.cli.main import run; status = run({arguments!r})"
 PREDICT = ["predict", "--arch", "gpt3-175b", "--gpu", "a100", "--tp", "8"]
@@ -138,3 +139,45 @@ def test_cpu_time_of_an_interpreted_prediction() -> None:
     made = system("gpt3-175b", "a100", 8)
     spent_s = least_call_cpu_s(lambda: made.predict(1, 512, 64, compiled=False), 5)
     assert spent_s <= SLACK * INTERPRETED_CPU_S
+
+
+SWEEP: dict[str, Any] = {
+    "model": "llama-3.1-70b", "gpu": "a100,h100", "tp": "4,8", "batch_size": "1:512:x2",
+    "gpu.hbm_bytes_per_s": "0.5x:4x:x1.25", "input_len": "128:64K:x2", "output_len": "1:512:x2",
+}  # fmt: skip
+
+
+def test_cpu_time_of_a_row_of_a_sweep() -> None:
+    """Half a million full predictions a second on two cores."""
+    from rtsim.sweep import sweep
+
+    n_rows = sweep(SWEEP).n_rows
+    assert n_rows == 2 * 2 * 10 * 10 * 10 * 10
+
+    def once() -> float:
+        before = time.process_time()
+        sweep(SWEEP)
+        return time.process_time() - before
+
+    assert min(once() for _ in range(3)) / n_rows <= SLACK * SWEEP_ROW_CPU_S
+
+
+SWEEP_PEAK = """
+import sys, rtsim, rtsim.sweep_rows
+rtsim.sweep_rows._MOST_PART = 1 << 13  # as large in the small sweep as in the large one
+grid = {"model": "llama-3.1-70b", "gpu": "h100", "tp": 8, "batch_size": "1:100",
+        "input_len": "1:100", "output_len": range(1, int(sys.argv[1]) + 1)}
+assert rtsim.sweep(grid, output=sys.argv[2], where="mfu < 0.02").n_kept > 1000
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_memory_of_a_sweep_to_a_file_is_flat(tmp_path: Any) -> None:
+    def peak_kib(n_outputs: int) -> int:
+        arguments = [sys.executable, "-c", SWEEP_PEAK, str(n_outputs), f"{tmp_path}/out.csv"]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    small, large = peak_kib(30), peak_kib(150)
+    assert large <= small + 30_000, (small, large)

@@ -377,3 +377,14 @@ def test_twice_the_same() -> None:
 def test_texts_that_are_no_settings(text: str) -> None:
     with pytest.raises(SpecError, match="must be PATH=VALUE"):
         whatif.parse_settings([text])
+
+
+def test_a_number_of_layers_beyond_any_model_is_refused_at_once() -> None:
+    """Not shared out one by one."""
+    with pytest.raises(SpecError, match="at most 10000"):
+        whatif.change({"model.n_layers": 1e30}, load_model("gpt2"))
+
+
+def test_a_field_below_one_that_is_set_as_well_is_refused() -> None:
+    with pytest.raises(SpecError, match="is set to 'fp8' as well"):
+        whatif.change({"gpu.link": "fp8", "link.bytes_per_s": "2x"}, gpu=load_gpu("a100"))

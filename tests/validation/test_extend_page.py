@@ -14,7 +14,9 @@ PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
 def test_the_examples_are_real_output() -> None:
     """`python scripts/doc_examples.py --write` puts it there."""
     script = ROOT / "scripts" / "doc_examples.py"
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, script, "extend"], capture_output=True, text=True, check=False
+    )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert PAGE.count("<!-- run -->") == PAGE.count("$ rtsim ") == 3
 

@@ -21,6 +21,7 @@ from rtsim.errors import RtsimError, nearest_names
 # Command -> module under rtsim.cli (with a function `command`) and its line in the help.
 COMMANDS = {
     "predict": ("predict", "Time, memory, cost and energy of one generation."),
+    "sweep": ("sweep", "Predictions of a whole grid, filtered, sorted, to a file."),
     "list": ("list_names", "Names of the models, GPUs and profiles that are known."),
     "import-hf": ("import_hf", "A Hugging Face config.json as a model in rtsim's own format."),
     "show": ("show", "What is known about a model, a GPU or a profile."),

@@ -12,9 +12,11 @@ def command() -> None:
     """Compile the kernels for sweeps, planners and validation; they stay in a cache on disk."""
     from rtsim_kernels._jit import cache_folder
 
+    from rtsim.bulk import warm_up as warm_up_bulk
     from rtsim.predict import warm_up
 
     start = time.perf_counter()
     warm_up()
+    warm_up_bulk()
     seconds = time.perf_counter() - start
     click.echo(f"compiled kernels ready after {seconds:.1f} s, in {cache_folder()}")

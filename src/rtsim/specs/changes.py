@@ -65,6 +65,8 @@ def set_at(
         raise SpecError(path, value, f"{step} has no fields of its own", where=where)
     if data.get(step) is None:
         data[step] = {}
+    if not isinstance(data[step], dict | list | tuple):
+        raise SpecError(path, value, f"{step} is set to {data[step]!r} as well", where=where)
     if isinstance(data[step], list | tuple):
         entries = data[step] = list(data[step])
         index, _, after = rest.partition(".")

@@ -1,0 +1,152 @@
+"""What `rtsim sweep` prints: the best rows, a line on what was done, a progress bar."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtsim import report, units
+from rtsim.sweep import SweepResult
+
+
+def _rate(tokens_per_s: float) -> str:
+    return f"{tokens_per_s:,.0f}" if tokens_per_s >= 100.0 else f"{tokens_per_s:.3g}"
+
+
+# Metrics of the table and how they are written.
+_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "ttft_s": ("TTFT", units.format_seconds),
+    "tpot_s": ("TPOT", units.format_seconds),
+    "e2e_latency_s": ("Latency", units.format_seconds),
+    "output_throughput": ("Tok/s", _rate),
+    "num_gpus": ("GPUs", units.format_number),
+    "memory_bytes": ("Memory", units.format_bytes),
+    "usd_per_million_output_tokens": ("$/Mtok", units.format_usd),
+}
+# Metrics that are shown where they are asked for.
+_ASKED: dict[str, tuple[str, Callable[[float], str]]] = {
+    "usd_per_request": ("$/request", units.format_usd),
+    "energy_j": ("Energy J", units.format_number),
+    "mfu": ("MFU", lambda x: f"{100 * x:.1f}%"),
+    "mbu": ("MBU", lambda x: f"{100 * x:.1f}%"),
+    "capacity_bytes": ("Capacity", units.format_bytes),
+}
+_SHORT = {
+    "model": "Model", "gpu": "GPU", "batch_size": "Batch", "input_len": "Prompt",
+    "output_len": "Output",
+}  # fmt: skip
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[int, int], None] | None]:
+    """A bar with rate and time left on standard error, where that is a terminal."""
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import TimeRemainingColumn as TimeLeft
+
+    bar = Progress(
+        TextColumn("{task.completed:,} of {task.total:,} rows"), BarColumn(),
+        TaskProgressColumn(show_speed=False), TextColumn("{task.fields[rate]}"), TimeLeft(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=None, start=False, visible=False, rate="")
+
+        def report_rows(done: int, total: int) -> None:
+            if not bar.tasks[0].started:
+                bar.start_task(task)
+            speed = bar.tasks[0].speed
+            rate = f"{speed:,.0f} rows/s" if speed else ""
+            bar.update(task, completed=done, total=total, visible=True, rate=rate)
+
+        yield report_rows
+
+
+def show(result: SweepResult, extra: Iterable[str | None]) -> None:
+    """Print the rows, or where they were written, and a line on the sweep."""
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[Any] = []
+    if result.output is None:
+        parts = [_table(result, extra), ""] if result.n_kept else []
+    parts.append(Text(summary(result)))
+    for text, n_rows in result.errors:
+        parts.append(Text(f"no prediction for {_rows(n_rows)}: {text}"))
+    report.write(Group(*parts))
+
+
+def summary(result: SweepResult) -> str:
+    """How many rows there were, how many are kept, how long it took."""
+    rate = result.n_rows / max(result.seconds, 1e-9)
+    kept = f", {_rows(result.n_kept)} kept" if result.n_kept != result.n_rows else ""
+    where = "" if result.output is None else f" to {result.output}"
+    seconds = units.format_seconds(result.seconds)
+    return f"{_rows(result.n_rows)}{kept}{where} in {seconds} ({rate:,.0f} a second)"
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" if count == 1 else f"{count:,} rows"
+
+
+def to_json(result: SweepResult) -> dict[str, Any]:
+    """The rows, and what was done, as one object."""
+    names = list(result.columns)
+    cells = [_plain(result.columns[name]) for name in names]
+    return {
+        "rows": [dict(zip(names, row, strict=True)) for row in zip(*cells, strict=True)],
+        "n_rows": result.n_rows,
+        "n_kept": result.n_kept,
+        "n_failed": result.n_failed,
+        "output": result.output,
+        "seconds": result.seconds,
+        "errors": [{"error": text, "n_rows": n_rows} for text, n_rows in result.errors],
+    }
+
+
+def _plain(column: NDArray[Any]) -> list[Any]:
+    missing = np.isnan(column) if column.dtype.kind == "f" else np.zeros(len(column), bool)
+    return [None if gone else v for v, gone in zip(column.tolist(), missing, strict=True)]
+
+
+def _table(result: SweepResult, extra: Iterable[str | None]) -> Any:
+    from rich.table import Table
+
+    asked = {(name or "").removeprefix("max:").partition(":")[0] for name in extra}
+    axes = [name for name, n_values in result.axes.items() if n_values > 1]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    shown: list[tuple[NDArray[Any], Callable[[Any], str]]] = []
+    for name in axes:
+        texts = result.columns[name].dtype == object
+        table.add_column(_SHORT.get(name, name), justify="left" if texts else "right")
+        shown.append((result.columns[name], str if texts else _figure))
+    for name, (title, write) in {**_COLUMNS, **_ASKED}.items():
+        if name in _ASKED and name not in asked:
+            continue
+        table.add_column(title, justify="right")
+        shown.append((result.columns[name], write))
+    if not result.columns["fits"].all():
+        table.add_column("Fits")
+        shown.append((result.columns["fits"], lambda fits: "yes" if fits else "no"))
+    for i in range(result.n_kept):
+        table.add_row(*(_cell(column[i], write) for column, write in shown))
+    return table
+
+
+def _figure(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cell(value: Any, write: Callable[[Any], str]) -> str:
+    plain = value.item() if isinstance(value, np.generic) else value
+    missing = isinstance(plain, float) and math.isnan(plain)
+    return "-" if missing else write(plain)
