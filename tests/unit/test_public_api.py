@@ -27,7 +27,7 @@ def test_dir_lists_the_api() -> None:
     assert set(rtsim.__all__) <= set(dir(rtsim))
 
 
-@pytest.mark.parametrize("name", ["predict", "validate", "compare", "denoise", "tradeoff"])
+@pytest.mark.parametrize("name", ["predict", "validate", "sweep", "compare", "denoise", "tradeoff"])
 def test_functions_are_not_hidden_by_their_modules(name: str) -> None:
     """Importing the submodule rtsim.predict must not replace the function rtsim.predict."""
     code = f"import rtsim.{name}, rtsim; assert rtsim.{name}.__name__ == '{name}', rtsim.{name}"
