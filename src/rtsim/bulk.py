@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import rtsim_kernels
 from numpy.typing import NDArray
-from rtsim_kernels import bulk
+from rtsim_kernels import row_figures
 
 from rtsim.columns import Coded, coded, columns_of
 from rtsim.errors import RtsimError, SpecError, nearest_names
@@ -28,7 +28,7 @@ from rtsim.whatif import known_paths
 Array = NDArray[Any]
 
 SIZES = ("batch_size", "input_len", "output_len")
-METRICS = bulk.COLUMNS
+METRICS = row_figures.COLUMNS
 OTHER_NAMES = {"arch": "model"}
 CHUNK_ROWS = 1 << 15
 _ROOTS = ("gpu.", "link.", "network.", "model.")

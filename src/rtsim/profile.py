@@ -119,8 +119,13 @@ class Profile:
 
     def section(self, kind: str, *variants: str) -> dict[str, float]:
         """Coefficients of `kind`: of the first fitted of `variants`, else of any, else priors."""
-        values = {c.name: c.prior for c in DECLARED[kind]}
-        return {**values, **self.coefficients.get(self.section_name(kind, *variants), {})}
+        known: dict[Any, dict[str, float]] = self.__dict__.setdefault("_sections", {})
+        found = known.get((kind, variants))
+        if found is None:
+            values = {c.name: c.prior for c in DECLARED[kind]}
+            fitted = self.coefficients.get(self.section_name(kind, *variants), {})
+            found = known[kind, variants] = {**values, **fitted}
+        return dict(found)
 
     def section_name(self, kind: str, *variants: str) -> str:
         """The section that `section` reads; "" where only priors are there."""

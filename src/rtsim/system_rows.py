@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import bulk
+from rtsim_kernels import bulk, row_figures
 
 from rtsim import units
 from rtsim.catalog import gpu_names, load_gpu, load_model
@@ -79,7 +79,7 @@ def base_of(made: System) -> Base:
         "usd_per_hour": math.nan if gpu.price is None else gpu.price.usd_per_hour,
         "power_w": math.nan if gpu.power_w is None else gpu.power_w,
         "max_positions": model.max_positions if model.position == "learned" else math.inf,
-        "unlike": profile.shape_distance(tuple(map(float, shape))) / bulk.UNLIKE_DISTANCE,
+        "unlike": profile.shape_distance(tuple(map(float, shape))) / row_figures.UNLIKE_DISTANCE,
         "log_least_batch": batches[0],
         "log_most_batch": batches[1],
         "sigma_row": profile.sigma_row,
@@ -92,7 +92,7 @@ def base_of(made: System) -> Base:
         "head_bytes": placement.logit_bytes(),
         "all_logits": profile.traits.logits == "all",
     }
-    row = np.zeros((), bulk.SYSTEM)
+    row = np.zeros((), row_figures.SYSTEM)
     for name, value in facts.items():
         row[name] = value
     seen = np.array([profile.sigma_seen[group] for group in GROUPS]) ** 2
@@ -109,7 +109,7 @@ _MANY_TOKENS = 2.0**40  # more than any window
 
 def _cache_rows(placement: Placement) -> Array:
     """`Placement.cache_terms` as CACHE rows: min(n, window) + rate n tokens are kept."""
-    rows = np.zeros(len(placement.cache_terms()), bulk.CACHE)
+    rows = np.zeros(len(placement.cache_terms()), row_figures.CACHE)
     for row, term in zip(rows, placement.cache_terms(), strict=True):
         window, rate = math.inf, 0.0
         if term.mixer is not None:
@@ -272,7 +272,7 @@ class Systems:
                 patches[path][0].append(i)
                 patches[path][1].append(figure)
         if not distinct:
-            return Packed(np.zeros(len(systems), bulk.SYSTEM), {}, {}, {}, errors, bases)
+            return Packed(np.zeros(len(systems), row_figures.SYSTEM), {}, {}, {}, errors, bases)
         tables, rows = _joined(distinct)
         made = rows[which]
         made["machine"] = np.arange(len(systems))

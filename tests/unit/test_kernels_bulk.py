@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import rtsim_kernels
-from rtsim_kernels import bulk, generation, tables
+from rtsim_kernels import bulk, generation, row_figures, tables
 
 from rtsim.system_rows import Systems
 
@@ -31,7 +31,7 @@ def run(kernels: Any, found: Any, form: Any, sizes: Any) -> tuple[Any, Any]:
     n_systems = len(found.systems)
     first_rows = np.arange(n_systems + 1) * len(sizes)
     batch, prompt, output = np.tile(sizes, (n_systems, 1)).T
-    out = np.full((bulk.N_COLUMNS, n_systems * len(sizes)), -1.0)
+    out = np.full((row_figures.N_COLUMNS, n_systems * len(sizes)), -1.0)
     errors = np.zeros(out.shape[1], np.int64)
     kernels.predict_rows(
         form(found.systems),
@@ -66,9 +66,9 @@ def test_systems_without_a_machine_are_left_alone() -> None:
     found = packed()
     found.systems["machine"][1] = -1
     out, _ = run(rtsim_kernels.compiled().bulk, found, lambda rows: rows, SIZES)
-    alone = out.reshape(bulk.N_COLUMNS, 4, len(SIZES))
+    alone = out.reshape(row_figures.N_COLUMNS, 4, len(SIZES))
     assert (alone[:, 1] == -1.0).all()
-    assert (alone[bulk.TTFT, [0, 2, 3]] > 0.0).all()
+    assert (alone[row_figures.TTFT, [0, 2, 3]] > 0.0).all()
 
 
 @pytest.mark.parametrize("wrong", [0.0, 1.5, 2e8, -1.0, np.inf])
@@ -79,14 +79,14 @@ def test_sizes_out_of_range_are_errors_of_their_row(wrong: float, column: int) -
     sizes[3, column] = wrong
     out, errors = run(rtsim_kernels.compiled().bulk, found, lambda rows: rows, sizes)
     expected = np.zeros(len(sizes), np.int64)
-    expected[3] = bulk.ERROR_SIZES
+    expected[3] = row_figures.ERROR_SIZES
     assert (errors.reshape(4, -1)[0] == expected).all()
-    assert np.isnan(out.reshape(bulk.N_COLUMNS, 4, -1)[:, 0, 3]).all()
+    assert np.isnan(out.reshape(row_figures.N_COLUMNS, 4, -1)[:, 0, 3]).all()
     right, _ = run(rtsim_kernels.compiled().bulk, found, lambda rows: rows, SIZES)
     others = np.arange(len(sizes)) != 3
     np.testing.assert_array_equal(
-        out.reshape(bulk.N_COLUMNS, 4, -1)[:, 0, others],
-        right.reshape(bulk.N_COLUMNS, 4, -1)[:, 0, others],
+        out.reshape(row_figures.N_COLUMNS, 4, -1)[:, 0, others],
+        right.reshape(row_figures.N_COLUMNS, 4, -1)[:, 0, others],
     )
 
 

@@ -28,7 +28,7 @@ def test_dir_lists_the_api() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["predict", "validate", "compare", "denoise", "tradeoff", "plan", "explain"]
+    "name", ["predict", "validate", "sweep", "compare", "denoise", "tradeoff", "plan", "explain"]
 )
 def test_functions_are_not_hidden_by_their_modules(name: str) -> None:
     """Importing the submodule rtsim.predict must not replace the function rtsim.predict."""

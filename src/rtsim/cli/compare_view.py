@@ -182,12 +182,12 @@ def _rank(one: Compared, metric: str) -> str:
     rank = one.ranks.get(metric)
     if rank is None:
         return "-"
-    return str(rank.rank) if rank.best == rank.worst else f"{rank.rank} ({rank.best}-{rank.worst})"
+    return str(rank.rank) if rank.best == rank.worst else f"{rank.best}-{rank.worst}"
 
 
 def _place_of(one: Compared, metric: str) -> str:
     rank = one.ranks.get(metric)
-    return "" if rank is None else f"({rank.rank})"
+    return "" if rank is None else f"#{rank.rank}"
 
 
 def _usd(amount: float | None) -> str:

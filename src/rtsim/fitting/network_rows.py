@@ -80,7 +80,7 @@ FAMILIES: dict[str, Family] = {
         "relu",
     ),
 }  # fmt: skip
-NOT_EXPRESSED = {"switch": "mixture-of-experts encoder-decoders are not described yet"}
+NOT_EXPRESSED = {"switch": "eager loops over experts are not described"}
 
 
 def predict_rows(columns: Columns, profile: str | None) -> dict[str, RowTimes]:

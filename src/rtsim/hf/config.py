@@ -226,6 +226,12 @@ def _reader_for(fields: Fields) -> Reader:
     return _nearest(fields, kind)
 
 
+# Fields of mixtures with experts for all tokens beside the routed ones, or dense first layers.
+_DEEPSEEK_MOE = (
+    "n_routed_experts", "n_shared_experts", "num_shared_experts", "first_k_dense_replace",
+)  # fmt: skip
+
+
 def _nearest(fields: Fields, kind: str | None) -> Reader:
     """The reader that the fields call for; refuses what they cannot be read as."""
     shown = "no model_type" if kind is None else f"model_type {kind[:_LONGEST_TYPE]!r}"
@@ -244,7 +250,7 @@ def _nearest(fields: Fields, kind: str | None) -> Reader:
     has_experts = any(count not in (None, 0, 1) for count in counts)  # dense ones may say 1
     if fields.has("kv_lora_rank"):
         reader, family = latent.deepseek, "DeepSeek (latent attention)"
-    elif has_experts and fields.has("n_routed_experts"):
+    elif has_experts and fields.has(*_DEEPSEEK_MOE):
         reader, family = moe.deepseek, "DeepSeek-MoE (routed and shared experts)"
     elif has_experts and fields.has("moe_intermediate_size"):
         reader, family = moe.qwen3_moe, "Qwen3-MoE (routed experts)"
