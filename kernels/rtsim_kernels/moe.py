@@ -168,9 +168,18 @@ def fullest_over_mean(n_experts: float, n_local_experts: float, skew: float) -> 
 
 @jit
 def load_of(
-    n_tokens: float, n_experts: float, n_local_experts: float, top_k: float, skew: float
+    n_tokens: float,
+    n_experts: float,
+    n_local_experts: float,
+    top_k: float,
+    skew: float,
+    drawn: bool = False,
 ) -> Load:
-    """Rows, visited experts and tiles of rows of one GPU, see `Load` above."""
+    """Rows, visited experts and tiles of rows of one GPU, see `Load` above.
+
+    drawn: without skew, tokens draw their experts at random, as in a model, where benchmarks deal
+    them evenly: an expert is then visited with probability 1 - (1 - k/E)^T.
+    """
     fullest = fullest_over_mean(n_experts, n_local_experts, skew)
     mean = n_tokens * top_k / n_experts * fullest
     n_points = 1
@@ -191,12 +200,15 @@ def load_of(
         if skew > 0.0:
             y *= quantile((i + 0.5) / n_points, spread, skew)
         once = min(1.0, y)
+        if drawn and skew <= 0.0 and y > 0.0:
+            once = min(once, 1.0 - max(0.0, 1.0 - top_k / n_experts) ** n_tokens)
         visited += once
-        b8 += max(once, tiles_of(y, 8.0))
-        b16 += max(once, tiles_of(y, 16.0))
-        b32 += max(once, tiles_of(y, 32.0))
-        b64 += max(once, tiles_of(y, 64.0))
-        b128 += max(once, tiles_of(y, 128.0))
+        share = once if drawn and once > 0.0 else 1.0  # those visited have the more rows each
+        b8 += max(once, share * tiles_of(y / share, 8.0))
+        b16 += max(once, share * tiles_of(y / share, 16.0))
+        b32 += max(once, share * tiles_of(y / share, 32.0))
+        b64 += max(once, share * tiles_of(y / share, 64.0))
+        b128 += max(once, share * tiles_of(y / share, 128.0))
     each = n_local_experts / n_points
     blocks = (b8 * each, b16 * each, b32 * each, b64 * each, b128 * each)
     return Load(mean * n_local_experts, visited * each, blocks)
@@ -226,7 +238,8 @@ def moe_work(
     """(FLOPs, bytes) of one layer on one GPU: products of the routed rows; weights of visited
     experts once, tokens in, results out. A multiply-add counts two.
     """
-    load = load_of(n_tokens, n_experts, n_local_experts, top_k, skew)
+    drawn = moe.weight_copies >= ENDLESS_COPIES
+    load = load_of(n_tokens, n_experts, n_local_experts, top_k, skew, drawn)
     weights = matrices * expert_width * hidden_size
     moved = load.visited * weights * moe.b_bytes + 2.0 * n_tokens * hidden_size * moe.out_bytes
     return 2.0 * load.rows * weights, moved
@@ -278,7 +291,8 @@ def moe_s(
     GPU's share of an expert's width. skew: exponent of the power law of loads, 0 for even loads.
     moe: a MOE row; device: a DEVICE row.
     """
-    load = load_of(n_tokens, n_experts, n_local_experts, top_k, skew)
+    drawn = moe.weight_copies >= ENDLESS_COPIES
+    load = load_of(n_tokens, n_experts, n_local_experts, top_k, skew, drawn)
     up = (matrices - 1.0) * expert_width
     weight_bytes = load.visited * (up + expert_width) * hidden_size * moe.b_bytes
     remote = moe.remote_frac * max(0.0, n_tokens * top_k - load.rows)

@@ -186,7 +186,10 @@ def row_error(system: Any, plan: Any, batch: float, input_len: float, output_len
         return ERROR_SIZES
     if plan.model_kind == tables.ENCODER and output_len > 1.0:
         return ERROR_ENCODER
-    if input_len + output_len - 1.0 > system.max_positions:
+    held = input_len + output_len - 1.0
+    if plan.model_kind == tables.ENCODER_DECODER:  # the output has positions of its own
+        held = input_len
+    if held > system.max_positions:
         return ERROR_POSITIONS
     return 0
 

@@ -43,11 +43,32 @@ def l2_partitions(compute_capability: str) -> float:
     return _L2_PARTITIONS.get(compute_capability, 1.0)
 
 
+# FLOP per clock of one core, 16 bits, dense: an SM of Hopper; and from where on cores are unlike
+# a GPU's (Blackwell's SM does 8,192, a core of a TPU 65,536 and more).
+_SM_FLOPS_PER_CLOCK = 4096.0
+_LARGE_CORE_FLOPS_PER_CLOCK = 16384.0
+
+
+def core_count(gpu: GpuSpec) -> float:
+    """Cores as kernels share work among them: SMs, or as many as a few large cores are worth.
+
+    Fitted kernels give a tile or a thread block to each of a hundred SMs. A part with a handful of
+    large matrix units (TPU, Trainium) is counted as the SMs of Hopper's size that it amounts to.
+    """
+    peak = gpu.peak_16_bit_flops_per_s
+    if peak is None:
+        return float(gpu.sm_count)
+    per_clock = peak / (gpu.clock_hz * gpu.sm_count)
+    if per_clock <= _LARGE_CORE_FLOPS_PER_CLOCK:
+        return float(gpu.sm_count)
+    return float(round(gpu.sm_count * per_clock / _SM_FLOPS_PER_CLOCK))
+
+
 def device_row(gpu: GpuSpec) -> NDArray[np.void]:
     """The DEVICE row, shape (), of a GPU's datasheet facts."""
     return record(
         tables.DEVICE,
-        sm_count=gpu.sm_count,
+        sm_count=core_count(gpu),
         clock_hz=gpu.clock_hz,
         hbm_bytes_per_s=gpu.hbm_bytes_per_s,
         l2_bytes=gpu.l2_bytes,

@@ -75,6 +75,17 @@ def peak_for(gpu: GpuSpec, dtype: str, notes: list[str]) -> float:
     raise NotSupported(f"{gpu.name} states no rate that {dtype} could be computed at")
 
 
+def fastest_math(gpu: GpuSpec, formats: Formats, *, experts: bool) -> tuple[str, float]:
+    """The number format with the highest dense peak among those that products run in, and it."""
+    parts = ("attention", "mlp", "experts") if experts else ("attention", "mlp")
+    found = {formats.dtype: peak_for(gpu, formats.dtype, [])}
+    for part in parts:
+        operands = operand_format(formats.of(part), formats.dtype)
+        if operands is not None and gpu.peak_flops_per_s(operands.math_dtype) is not None:
+            found[operands.math_dtype] = peak_for(gpu, operands.math_dtype, [])
+    return max(found.items(), key=lambda pair: pair[1])
+
+
 @dataclass(frozen=True)
 class MachineRows:
     """The records behind a `step.Machine`: shape () each, (rows,) for gemm and collective."""

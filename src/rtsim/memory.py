@@ -1,12 +1,12 @@
 """Memory of the fullest GPU: weights, cache, activations, reserve; does it fit, what would?
 
 Weights are split over tp and, by layers, over pp (the longest stage counts, with the embedding
-or the head), experts over ep and moe_tp; norms and biases of row-parallel layers are replicated
-but small, and counted as split. KV heads are replicated when there are fewer than tensor-parallel
-ranks, latents always. Recurrent layers keep a state per sequence instead. Activations are the
-largest set alive at once in the prompt pass: a layer's widest intermediate, the score matrix
-where attention is unfused, or the logits. The reserve holds CUDA context, libraries and NCCL's
-buffers.
+or the head), experts over ep and moe_tp; norms are whole on every rank, biases of row-parallel
+layers and routers are too, but small, and counted as split. KV heads are replicated when there
+are fewer than tensor-parallel ranks, latents always. Recurrent layers keep a state per sequence
+instead. Activations are the largest set alive at once in the prompt pass: a layer's widest
+intermediate, the score matrix where attention is unfused, or the logits. The reserve holds CUDA
+context, libraries and NCCL's buffers.
 
 Ignored: allocator fragmentation, CUDA-graph pools. Known error: within 2 % for weights (golden
 tests against published parameter counts); activations are an estimate within a factor of two.
@@ -59,7 +59,10 @@ class Placement:
 
     def split(self, tp: int, pp: int) -> Placement:
         """The same with a replica of tp * pp GPUs, all of a stage in tensor parallelism."""
-        changed = ParallelismSpec(tp=tp, pp=pp, ep=math.gcd(self.parallelism.ep, tp))
+        p = self.parallelism
+        changed = ParallelismSpec(
+            tp=tp, pp=pp, ep=math.gcd(p.ep, tp), micro_batches=p.micro_batches
+        )
         return replace(self, parallelism=changed)
 
     def weights_bytes(self) -> float:

@@ -25,13 +25,14 @@ from rtsim_kernels import mla, tables
 from rtsim_kernels import step as interpreted_step
 
 from rtsim.catalog import load_gpu, load_model
+from rtsim.device_facts import core_count
 from rtsim.errors import RtsimError, SpecError
 from rtsim.machine import (
     Formats,
     MachineRows,
+    fastest_math,
     machine_rows,
     mla_prefill_row,
-    peak_for,
     plan_facts,
 )
 from rtsim.memory import Placement, memory_use
@@ -118,6 +119,12 @@ class System:
                 "are those of the part itself unless set; no such part was measured, so the "
                 "interval is wider",
             )
+        cores = core_count(gpu)
+        if cores != gpu.sm_count:
+            notes.append(
+                f"{gpu.name} has {gpu.sm_count} cores unlike a GPU's: kernels are timed as on "
+                f"{cores:.0f} SMs of the same rate, and no such part was measured"
+            )
         if profile is None:
             self.profile, choice = choose_profile(gpu, stack)
             notes += choice
@@ -156,7 +163,9 @@ class System:
         facts = tuple(plan_facts(model, self.parallelism).items())
         self.rows, remarks = _kept_rows(_Same(self.profile), gpu, self.formats, facts)
         notes += remarks
-        self.peak_flops_per_s = peak_for(gpu, self.dtype, [])
+        self.peak_dtype, self.peak_flops_per_s = fastest_math(
+            gpu, self.formats, experts=model.n_experts > 0
+        )
         self.notes = tuple(dict.fromkeys(notes))
         self._interpreted: tuple[Any, Any, Any] | None = None
         self._compiled: tuple[ModuleType, Any] | None = None
@@ -337,7 +346,7 @@ class System:
             ),
             gpu=GpuSummary(
                 self.gpu.name, self.peak_flops_per_s, self.gpu.hbm_bytes_per_s,
-                float(self.gpu.memory_bytes), self.gpu.power_w,
+                float(self.gpu.memory_bytes), self.gpu.power_w, self.peak_dtype,
             ),
             stack=self.profile.stack,
             profile=self.profile.name,
@@ -667,6 +676,8 @@ def predict(
         evidence = "best evidence for this GPU" if chosen.profile.gpu == chosen.gpu.name else (
             "nearest GPU with measurements"
         )  # fmt: skip
+        if chosen.traits.attention == "unfused":
+            evidence += "; eager, attention unfused: --stack vllm is a serving stack"
         assumed.append(f"stack = {chosen.profile.stack} ({evidence})")
     if all(degree is None for degree in (tp, pp, dp, num_gpus)):
         assumed.append("tp = 1 (one GPU)")

@@ -94,10 +94,11 @@ class GpuSummary:
     """The GPU that the model was timed on, with the peaks that MFU and MBU are relative to."""
 
     name: str
-    peak_flops_per_s: float  # dense, in the dtype of the computation
+    peak_flops_per_s: float  # dense, of the fastest number format that products run in
     hbm_bytes_per_s: float
     memory_bytes: float
     power_w: float | None = None
+    peak_dtype: str = ""  # that format
 
 
 @dataclass(frozen=True, slots=True)

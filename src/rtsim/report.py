@@ -261,7 +261,7 @@ def _compared(p: Prediction) -> dict[str, tuple[float | None, str]]:
         "End-to-end latency": (p.e2e_latency_s, units.format_seconds(p.e2e_latency_s)),
         "Output throughput": (
             p.output_throughput,
-            f"{units.format_number(p.output_throughput)} tokens/s",
+            f"{units.format_rate(p.output_throughput)} tokens/s",
         ),
         "Cost per request": (request, "-" if request is None else units.format_usd(request)),
         "Cost per million tokens": (
@@ -304,7 +304,7 @@ def _metric_rows(p: Prediction) -> list[tuple[str, str, str]]:
             units.format_seconds(p.e2e_latency_s),
             _range(p.interval_90.e2e_latency_s),
         ),
-        ("Output throughput", f"{units.format_number(p.output_throughput)} tokens/s", ""),
+        ("Output throughput", f"{units.format_rate(p.output_throughput)} tokens/s", ""),
         ("Compute utilization (MFU)", _percent(p.mfu), _peak(p)),
         (
             "Bandwidth utilization (MBU)",
@@ -347,7 +347,7 @@ def _per_token_row(p: Prediction) -> tuple[str, str, str]:
 
 def _peak(p: Prediction) -> str:
     peak = units.format_flops_per_s(p.gpu.peak_flops_per_s)
-    return f"of {peak} per GPU, dense {p.workload.dtype}"
+    return f"of {peak} per GPU, dense {p.gpu.peak_dtype or p.workload.dtype}"
 
 
 def _memory_rows(p: Prediction) -> list[tuple[str, str, str]]:
@@ -379,7 +379,11 @@ def _limit_rows(p: Prediction) -> list[tuple[str, str, str]]:
     lengths = f"of {p.workload.input_len} + {p.workload.output_len} tokens"
     return [
         ("  largest batch", str(memory.max_batch_size), lengths),
-        ("  longest context", f"{memory.max_context} tokens", f"at batch {p.workload.batch_size}"),
+        (
+            "  longest context",
+            f"{memory.max_context} tokens",
+            f"at batch {p.workload.batch_size}, by memory",
+        ),
     ]
 
 

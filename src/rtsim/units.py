@@ -218,6 +218,15 @@ def format_number(number: float, digits: int = 3) -> str:
     return f"{number:.{digits}g}"
 
 
+def format_rate(per_second: float) -> str:
+    """Three digits, and whole numbers with separators from a thousand on.
+
+    >>> format_rate(12.345), format_rate(7523.4)
+    ('12.3', '7,523')
+    """
+    return f"{per_second:,.0f}" if per_second >= 1000.0 else format_number(per_second)
+
+
 def format_bytes(size_bytes: float, digits: int = 3) -> str:
     """Decimal prefixes, as in datasheets.
 

@@ -86,10 +86,14 @@ def test_the_fullest_gpu_has_more_than_the_mean() -> None:
 
 def test_work_by_hand() -> None:
     form = tables.as_row(row())
-    # 3 tokens to 2 of 8 experts, 4 wide to 5: 6 visits to 6 experts of 3 x 20 weights.
+    # 3 tokens to 2 of 8 experts, 4 wide to 5: 6 visits of 3 x 20 weights, to 8 (1 - (3/4)^3) =
+    # 4.625 experts where tokens draw theirs at random, to 6 where they are dealt evenly.
     flops, moved = moe.moe_work(3.0, 4.0, 5.0, 8.0, 8.0, 2.0, 3.0, 0.0, form)
     assert flops == pytest.approx(2 * 6 * 60)
-    assert moved == pytest.approx(6 * 60 * 2 + 2 * 3 * 4 * 2)
+    assert moved == pytest.approx(4.625 * 60 * 2 + 2 * 3 * 4 * 2)
+    dealt = form._replace(weight_copies=1.0)
+    _, moved_dealt = moe.moe_work(3.0, 4.0, 5.0, 8.0, 8.0, 2.0, 3.0, 0.0, dealt)
+    assert moved_dealt == pytest.approx(6 * 60 * 2 + 2 * 3 * 4 * 2)
     ungated, _ = moe.moe_work(3.0, 4.0, 5.0, 8.0, 8.0, 2.0, 2.0, 0.0, form)
     assert ungated == pytest.approx(flops * 2 / 3)
     half, _ = moe.moe_work(3.0, 4.0, 5.0, 8.0, 4.0, 2.0, 3.0, 0.0, form)

@@ -65,7 +65,8 @@ def test_defaults_are_named() -> None:
     assert (w.batch_size, w.input_len, w.output_len, w.dtype) == (1, 512, 64, "fp16")
     assumed = " | ".join(result.assumed)
     for words in (
-        "stack = megatron-lm (best evidence for this GPU)",
+        "stack = megatron-lm (best evidence for this GPU; eager, attention unfused: --stack vllm "
+        "is a serving stack)",
         "tp = 1",
         "batch_size = 1",
         "input_len = 512",

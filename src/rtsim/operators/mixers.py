@@ -195,9 +195,11 @@ def recur(build: Builder, layout: Layout, group: LayerGroup, mixer: Any) -> None
     scan = mixer.scan
     keys = max(1.0, scan.n_k_heads / tp)
     values = scan.n_v_heads / tp
-    build.gemm("mixer input projection", mixer.in_width / tp, hidden, row=GEMM_ATTENTION)
+    build.gemm("mixer input projection", mixer.rank_width(mixer.in_width, tp), hidden,
+               row=GEMM_ATTENTION)  # fmt: skip
     if mixer.kernel_size > 1:
-        build.elementwise("short convolution", "silu", mixer.convolved_width / tp)
+        width = mixer.rank_width(mixer.convolved_width, tp)
+        build.elementwise("short convolution", "silu", width)
     if isinstance(mixer, MambaSpec):
         inner = mixer.inner_size / tp
         build.gemm("step and state projection", mixer.selection_width, inner, row=GEMM_ATTENTION)

@@ -79,7 +79,8 @@ class ParallelismSpec(Spec):
             # Replicas that share experts are one.
             if (tp * attention_dp * dp) % self.ep or self.ep % (tp * attention_dp):
                 reach = tp * attention_dp * dp
-                raise SpecError("ep", self.ep, f"must divide tp * dp = {reach}")
+                degrees = "tp * attention_dp * dp" if attention_dp > 1 else "tp * dp"
+                raise SpecError("ep", self.ep, f"must divide {degrees} = {reach}")
             joined = self.ep // (tp * attention_dp)
             attention_dp, dp = attention_dp * joined, dp // joined
         self.__dict__.update(
@@ -135,6 +136,13 @@ class ParallelismSpec(Spec):
             notes.append(
                 f"{model.n_layers} layers do not divide into {self.pp} stages; the longest "
                 f"has {-(-model.n_layers // self.pp)}"
+            )
+        if self.micro_batches > 1 and self.pp == 1:
+            notes.append(f"micro_batches = {self.micro_batches} without pipeline stages only costs")
+        elif self.micro_batches > self.pp:
+            notes.append(
+                f"micro_batches = {self.micro_batches} are more than the {self.pp} stages: decode "
+                "steps wait for them"
             )
         if self.cp > 1 and model.kind != "decoder":
             raise SpecError("cp", self.cp, f"must be 1 for {model.name}, which has an encoder")

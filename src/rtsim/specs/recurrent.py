@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from rtsim.specs.attention import Count, Width
+from rtsim.specs.attention import Count, Width, rank_share
 from rtsim.specs.base import Spec
 from rtsim.specs.dtype import dtype_bytes
 
@@ -57,6 +57,16 @@ class _Recurrent(Spec):
         return self.scan.n_v_heads * self.scan.value_dim
 
     @property
+    def shared_width(self) -> int:
+        """Columns of keys and queries, whose heads are replicated where there are too few."""
+        return 2 * self.scan.n_k_heads * self.scan.key_dim
+
+    def rank_width(self, width: int, tp: int) -> float:
+        """One tensor-parallel rank's share of `width` columns, keys and queries among them."""
+        shared = self.shared_width
+        return (width - shared) / tp + shared * rank_share(self.scan.n_k_heads, tp)
+
+    @property
     def kernel_size(self) -> int:
         """Tokens that the convolution spans; 1 is none."""
         return int(getattr(self, "conv_kernel", 1))
@@ -94,7 +104,7 @@ class _Recurrent(Spec):
 
     def widest(self, tp: int) -> float:
         """Elements per token of the widest intermediate on one rank."""
-        return self.in_width / tp
+        return self.rank_width(self.in_width, tp)
 
 
 class Mamba2Spec(_Recurrent):
@@ -166,6 +176,11 @@ class MambaSpec(_Recurrent):
     def in_width(self) -> int:
         """Gate and inputs."""
         return 2 * self.inner_size
+
+    @property
+    def shared_width(self) -> int:
+        """None: keys and queries are made from the inputs."""
+        return 0
 
     @property
     def selection_width(self) -> int:

@@ -45,7 +45,11 @@ class WorkloadSpec(Spec):
         if model.kind == "encoder" and self.output_len > 1:
             allowed = f"must be 1, {model.name} is an encoder and generates nothing"
             raise SpecError("output_len", self.output_len, allowed)
-        if self.last_context <= model.max_positions:
+        if model.kind == "encoder-decoder":  # the prompt is the encoder's, the output apart from it
+            held, what = self.input_len, "input_len"
+        else:
+            held, what = self.last_context, "input_len + output_len - 1"
+        if held <= model.max_positions:
             return []
         if model.position == "learned":
             if self.input_len > model.max_positions:
@@ -55,10 +59,9 @@ class WorkloadSpec(Spec):
             raise SpecError(
                 field,
                 value,
-                f"{model.name} has {model.max_positions} learned positions, "
-                f"and input_len + output_len - 1 is {self.last_context}",
+                f"{model.name} has {model.max_positions} learned positions, and {what} is {held}",
             )
         return [
-            f"{self.last_context} tokens are more than the {model.max_positions} positions "
+            f"{held} tokens are more than the {model.max_positions} positions "
             f"{model.name} was made for"
         ]
