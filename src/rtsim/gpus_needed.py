@@ -12,7 +12,7 @@ from pathlib import Path
 from rtsim.errors import DoesNotFit, SpecError
 from rtsim.memory import Placement
 from rtsim.predict import System, system
-from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec
+from rtsim.specs import GpuSpec, ModelSpec
 
 
 def system_on(
@@ -52,23 +52,11 @@ def placement_of(chosen: System) -> Placement:
     )
 
 
-def allowed_tensor_degrees(chosen: System) -> list[int]:
-    """Tensor parallelism that a node and the model's heads allow, rising."""
-    found = []
-    for tp in range(1, chosen.gpu.gpus_joined + 1):
-        try:
-            ParallelismSpec(tp=tp).check_model(chosen.model)
-        except SpecError:
-            continue
-        found.append(tp)
-    return found
-
-
 def _stated(alone: System, num_gpus: int) -> tuple[int, int]:
     """(tp, pp): the largest tensor parallelism that divides the GPUs."""
     if num_gpus < 1:
         raise SpecError("num_gpus", num_gpus, "must be at least 1")
-    for tp in reversed(allowed_tensor_degrees(alone)):
+    for tp in reversed(placement_of(alone).tensor_degrees()):
         if num_gpus % tp == 0 and num_gpus // tp <= alone.model.n_layers:
             return tp, num_gpus // tp
     raise SpecError(
@@ -82,7 +70,7 @@ def _fewest(alone: System, sizes: tuple[int, int, int]) -> tuple[int, int]:
     tp = placement.smallest_fitting_tp(*sizes, 1)
     if tp is not None:
         return tp, 1
-    widest = allowed_tensor_degrees(alone)[-1]
+    widest = placement_of(alone).tensor_degrees()[-1]
     most_stages = alone.model.n_layers if alone.gpu.network is not None else 1
     for pp in range(2, most_stages + 1):
         if placement.split(widest, pp).use(*sizes).fits:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from rtsim.curves import Curve
 from rtsim.errors import RtsimError
-from rtsim.gpus_needed import allowed_tensor_degrees, placement_of, system_on
+from rtsim.gpus_needed import placement_of, system_on
 from rtsim.predict import System
 from rtsim.prediction import Interval
 from rtsim.scores import ModelMap
@@ -107,7 +107,7 @@ def _against(curve: Curve, arch: str, gpu: str, stack: str | None, wanted: int |
     denoised_s = curve.per_output_token_s
     by_gpus = []
     placement = placement_of(chosen)
-    for tp in allowed_tensor_degrees(chosen):
+    for tp in placement_of(chosen).tensor_degrees():
         if tp & (tp - 1):  # powers of two, as deployments are
             continue
         if placement.split(tp, 1).use(1, INPUT_LEN, INPUT_LEN + OUTPUT_LEN - 1).fits:

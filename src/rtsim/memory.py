@@ -179,7 +179,7 @@ class Placement:
         self, n_sequences: int, input_len: int, last_context: int, pp: int
     ) -> int | None:
         """The smallest tensor parallelism of a node that fits with pp stages; None: none."""
-        for tp in self._degrees():
+        for tp in self.tensor_degrees():
             other = self.split(tp, pp)
             if other.use(n_sequences, input_len, last_context).fits:
                 return tp
@@ -190,7 +190,7 @@ class Placement:
 
         Stages beyond a node need a network. The sequences are those of the whole replica.
         """
-        degrees = self._degrees()
+        degrees = self.tensor_degrees()
         most_stages = self.model.n_layers if self.gpu.network is not None else 1
         found: int | None = None
         for tp in degrees:
@@ -204,8 +204,8 @@ class Placement:
                     break
         return found
 
-    def _degrees(self) -> list[int]:
-        """Tensor parallelism that a node and the model's heads allow."""
+    def tensor_degrees(self) -> list[int]:
+        """Tensor parallelism that a node and the model's heads allow, rising."""
         allowed = []
         for tp in range(1, self.gpu.gpus_joined + 1):
             try:
