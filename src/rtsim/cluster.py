@@ -32,12 +32,13 @@ def connected(scheduler: Any) -> Any:
     if not isinstance(scheduler, Client):
         try:
             client = Client(str(scheduler), timeout=_ANSWER_S, set_as_default=False)
-        except (OSError, TimeoutError, ValueError) as error:
+        # Assertions of the client's own: a connection that is lost while it is being made.
+        except (OSError, TimeoutError, ValueError, AssertionError) as error:
             why = str(error).splitlines()[0] if str(error) else "no answer"
             raise SpecError("scheduler", str(scheduler), f"does not answer: {why}") from None
     try:
         found = client.run(_version)
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, AssertionError) as error:
         raise SpecError("scheduler", str(scheduler), f"does not answer: {error}") from None
     if not found:
         raise SpecError("scheduler", str(scheduler), "has no workers")
