@@ -25,7 +25,7 @@ import fit_stacks  # noqa: E402
 REFIT_TOLERANCE = 1e-3
 
 # One of each recipe; `calibration/fit_stacks.py --check` does all, in two minutes.
-SAMPLED = ("vllm-a100-sxm4-80gb", "sarathi-serve-a40", "pytorch-t4", "family-ampere")
+SAMPLED = ("vllm-a100-sxm4-80gb", "sarathi-serve-a40", "pytorch-t4")
 
 # Mean over sections of the cross-validated error that each shipped profile states, by kind.
 CROSS_VALIDATED_CEILING = {
