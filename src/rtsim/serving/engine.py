@@ -44,14 +44,19 @@ class Cache:
         return self.capacity_bytes / one if one > 0.0 else float("inf")
 
 
-def engine_coefficients(system: System) -> dict[str, float]:
+def engine_coefficients(system: System, use: str = "engine") -> dict[str, float]:
     """Those of `mixed.ENGINE_COEFFICIENTS` that a system's profile states for its formats.
 
-    Matrix products and expert layers have factors of their own in some formats: the table gives
-    kernels of a format that are slower or faster than those that engines run.
+    use: "engine" of a server, or "batch" of a library that is handed one batch (the server's where
+    no batches were fitted). Matrix products and expert layers have factors of their own in some
+    formats: tables of kernels alone show some that are slower than those that engines run.
     """
     profile, formats = system.profile, system.formats
-    values = profile.section("serving", "engine")
+    if f"serving.{use}" not in profile.coefficients:
+        use = "engine"
+    values = profile.section("serving", use)
+    if use == "batch":
+        return values
     for part, name in (("mlp", "gemm_frac"), ("experts", "moe_frac")):
         of_format = profile.coefficients.get(f"serving.{formats.of(part)}", {})
         values[name] = of_format.get(name, values[name])
