@@ -45,7 +45,9 @@ def compiled() -> ModuleType:
                 "generation",
                 "moe",
                 "mla",
+                "bulk_rows",
                 "bulk",
+                "bulk_encoders",
             ):
                 importlib.import_module(f"{COMPILED_PACKAGE}.{name}")
     return sys.modules[COMPILED_PACKAGE]

@@ -80,7 +80,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._jit import jit
+from ._jit import inner, jit
 from .tables import (
     BOUND_COMPUTE,
     BOUND_LATENCY,
@@ -198,14 +198,14 @@ def gemm_bytes(m: float, n: float, k: float, batch: float, gemm: Any) -> float:
     return batch * (m * k * gemm.a_bytes + n * k * gemm.b_bytes + m * n * gemm.out_bytes)
 
 
-@jit
+@inner
 def kept_bytes(gemm: Any, device: Any) -> float:
     """Bytes of re-used data that the L2 keeps."""
     cache: float = gemm.l2_use * device.l2_bytes / gemm.l2_partitions
     return cache
 
 
-@jit
+@inner
 def missing_bytes(
     m: float, n: float, k: float, batch: float, weight_copies: float, gemm: Any, device: Any
 ) -> tuple[float, float]:
@@ -240,7 +240,7 @@ def gemm_roofline_s(
     return max(math_s, once / device.hbm_bytes_per_s)
 
 
-@jit
+@inner
 def quantize_s(m: float, k: float, batch: float, gemm: Any, device: Any) -> float:
     """The kernel that turns activations into the product's format; 0 where there is none.
 
@@ -258,20 +258,20 @@ def quantize_s(m: float, k: float, batch: float, gemm: Any, device: Any) -> floa
     return gemm.quantize_s + max(dram, l2, batch * m * gemm.quantize_row_s)
 
 
-@jit
+@inner
 def dram_s(once_bytes: float, again_bytes: float, gemm: Any, device: Any) -> float:
     """Seconds of DRAM traffic, start of the stream included."""
     seconds = (once_bytes + again_bytes) / (gemm.hbm_frac * device.hbm_bytes_per_s)
     return seconds + gemm.ramp_s * seconds / (seconds + gemm.ramp_s)
 
 
-@jit
+@inner
 def round_up(parts: float, share: float) -> float:
     """`parts` moved by `share` of the way to the next whole number, at least 1."""
     return max(1.0, parts + share * (math.ceil(parts) - parts))
 
 
-@jit
+@inner
 def short_flops_per_s(gemm: Any, device: Any) -> float:
     """Peak rate before the power limit of the board acts: on the ordinary cores, the datasheet's.
 
@@ -296,7 +296,7 @@ class Rates(NamedTuple):
     throttle: float  # what a long product takes longer than a short one for want of power, share
 
 
-@jit
+@inner
 def rates_of(dram: float, gemm: Any, device: Any) -> Rates:
     """Rates of a GEMM row on a device; `dram`: seconds of DRAM traffic."""
     short = short_flops_per_s(gemm, device)
@@ -314,7 +314,7 @@ def rates_of(dram: float, gemm: Any, device: Any) -> Rates:
     )
 
 
-@jit
+@inner
 def candidate_s(
     steps: float,
     tiles: float,
@@ -355,7 +355,7 @@ def candidate_s(
     return total, body, max(traffic, rates.dram_s)
 
 
-@jit
+@inner
 def halvings(row_bytes: float) -> float:
     """How often 16 bytes have to be halved until rows of this many bytes are a multiple."""
     if row_bytes % 16.0 == 0.0:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import tables
-from ._jit import jit
+from ._jit import inner
 from .generation import N_GROUPS
 
 DEVIATIONS_90 = 1.6449  # 90 % of a normal distribution lies within this many deviations
@@ -85,13 +85,13 @@ CACHE = np.dtype(
 )
 
 
-@jit
+@inner
 def whole_parts(size: float, parts: float) -> float:
     """The largest of `parts` parts of `size` whole things."""
     return float(math.ceil(size / parts))
 
 
-@jit
+@inner
 def half_width(owed_s: Any, variance: Any, row_variance: float) -> float:
     """Half-width of the 90 % interval in ln(seconds), as `rtsim.profile.interval_half_width`."""
     total = 0.0
@@ -102,7 +102,7 @@ def half_width(owed_s: Any, variance: Any, row_variance: float) -> float:
     return DEVIATIONS_90 * math.sqrt(spread / (total * total) + row_variance)
 
 
-@jit
+@inner
 def memory_bytes(system: Any, caches: Any, plan: Any, n_sequences: float, input_len: float,
                  output_len: float) -> float:  # fmt: skip
     """Memory of the fullest GPU of a system, as `rtsim.memory.Placement.use`."""
@@ -124,7 +124,7 @@ def memory_bytes(system: Any, caches: Any, plan: Any, n_sequences: float, input_
     return system.weights_bytes + cached * n_sequences + activations + system.reserved_bytes
 
 
-@jit
+@inner
 def write_row(
     system: Any, machine: Any, batch_size: float, n_sequences: float, input_len: float,
     output_len: float, prefill: float, decode: float, prompt: Any, decoded: Any, both: Any,
@@ -172,7 +172,7 @@ def write_row(
     out[MBU, row] = busy * moved / (gpu_seconds * machine.device.hbm_bytes_per_s)
 
 
-@jit
+@inner
 def row_error(system: Any, plan: Any, batch: float, input_len: float, output_len: float) -> int:
     """0, or why these sizes have no prediction (an ERROR_* code)."""
     whole = batch == floor(batch) and input_len == floor(input_len)
@@ -194,7 +194,7 @@ def row_error(system: Any, plan: Any, batch: float, input_len: float, output_len
     return 0
 
 
-@jit
+@inner
 def set_variance(system: Any, scatter: Any, at: int, n_sequences: float, variance: Any) -> None:
     """Variance of ln(error) by group at a batch, as `rtsim.predict.System` has it."""
     beyond = 0.0

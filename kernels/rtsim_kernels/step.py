@@ -36,7 +36,7 @@ import math
 from typing import Any, NamedTuple
 
 from . import tables
-from ._jit import jit
+from ._jit import inner, jit
 from .attention import (
     attention_decode_s,
     attention_decode_work,
@@ -109,7 +109,7 @@ class Machine(NamedTuple):
     plan: Any
 
 
-@jit
+@inner
 def runs(operator: Any, new_tokens: float) -> bool:
     """Whether an operator is part of a step with this many new tokens per sequence."""
     phase = operator.phase
@@ -118,7 +118,7 @@ def runs(operator: Any, new_tokens: float) -> bool:
     return bool((phase == tables.ONE_TOKEN) == (new_tokens == 1.0))
 
 
-@jit
+@inner
 def operator_units(operator: Any, n_sequences: float, new_tokens: float, context: float) -> float:
     """Rows, tokens or bytes of an operator in one step, see `tables.OPERATOR`."""
     o = operator
@@ -126,7 +126,7 @@ def operator_units(operator: Any, n_sequences: float, new_tokens: float, context
     return units + o.per_cached * n_sequences * max(0.0, context - new_tokens)
 
 
-@jit
+@inner
 def keys_of(operator: Any, context: float, source: float) -> float:
     """Entries that scores are computed for: of the source, of the context, or pooled.
 
@@ -140,7 +140,7 @@ def keys_of(operator: Any, context: float, source: float) -> float:
     return keys
 
 
-@jit
+@inner
 def mask_of(
     operator: Any, new_tokens: float, context: float, source: float
 ) -> tuple[float, float, float]:
@@ -160,7 +160,7 @@ def mask_of(
     return context, o.window, o.causal
 
 
-@jit
+@inner
 def latent_keys(operator: Any, new_tokens: float, context: float) -> float:
     """Entries that a query of latent or compressed attention sees on average, at most a window."""
     keys, window, causal = mask_of(operator, new_tokens, context, 0.0)
@@ -169,7 +169,7 @@ def latent_keys(operator: Any, new_tokens: float, context: float) -> float:
     return visible_pairs(new_tokens, keys, window, causal) / new_tokens
 
 
-@jit
+@inner
 def latent_s(
     operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
 ) -> tuple[float, int]:
@@ -205,7 +205,7 @@ def latent_s(
     return dense_s, dense_bound
 
 
-@jit
+@inner
 def latent_work(
     operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
 ) -> tuple[float, float]:
@@ -226,7 +226,7 @@ def latent_work(
     )  # fmt: skip
 
 
-@jit
+@inner
 def operator_s(
     operator: Any,
     n_sequences: float,
@@ -302,7 +302,7 @@ def operator_s(
     )
 
 
-@jit
+@inner
 def depends_on_context(operator: Any) -> bool:
     """Whether the context (keys per sequence) changes the operator's time."""
     o = operator
@@ -314,7 +314,7 @@ def depends_on_context(operator: Any) -> bool:
     return bool(attends or o.per_cached > 0.0)
 
 
-@jit
+@inner
 def operator_work(
     operator: Any,
     n_sequences: float,
@@ -383,7 +383,7 @@ def operator_work(
     return 0.0, wire_bytes(o.collective, units, o.ranks)
 
 
-@jit
+@inner
 def slowest_excess(ranks: float) -> float:
     """H(n) - 1, by which the expected largest of n exponential delays exceeds one, in units of it.
 
@@ -394,9 +394,9 @@ def slowest_excess(ranks: float) -> float:
     return math.log(ranks) + 0.5 / ranks - 1.0 / (12.0 * ranks * ranks) + EULER - 1.0
 
 
-@jit
+@inner
 def segment_host_s(
-    segment: Any, operators: Any, new_tokens: float, is_prefill: bool, host: Any, times: Any
+    segment: Any, operators: Any, new_tokens: float, is_prefill: float, host: Any, times: Any
 ) -> float:
     """Host time of one repetition of a segment, seconds; `times` as `step_s` writes it."""
     total = 0.0
@@ -411,7 +411,7 @@ def segment_host_s(
             total += host.collective_s
             exposed_s += host.exposed_frac * times[i, 0]
             ranks = max(ranks, operator.ranks)
-    if is_prefill and segment.is_layer == 1:
+    if is_prefill > 0.0 and segment.is_layer == 1:
         total += host.prefill_layer_s
     return host.slowness * (1.0 + host.rank_lag * slowest_excess(ranks)) * total + exposed_s
 
@@ -422,9 +422,9 @@ def step_s(
     new_tokens: float,
     context: float,
     source: float,
-    is_prefill: bool,
-    encoder: bool,
-    reuse: bool,
+    is_prefill: float,
+    encoder: float,
+    reuse: float,
     operators: Any,
     segments: Any,
     machine: Any,
@@ -432,9 +432,10 @@ def step_s(
 ) -> float:
     """Time of one step in seconds.
 
-    source: tokens of the encoder's output, 0 without an encoder. encoder: the step runs the
-    encoder's segments instead of the others. reuse: `times` is that of the same step at another
-    context, so only what depends on the context is timed anew.
+    source: tokens of the encoder's output, 0 without an encoder. Flags, 1 for yes: is_prefill;
+    encoder: the step runs the encoder's segments instead of the others; reuse: `times` is that of
+    the same step at another context, so only what depends on the context is timed anew. They are
+    floats because Numba compiles a function anew for every literal True and False.
 
     operators, segments: the rows of one model on one GPU. Writes to `times`, shape
     (operators, 2), of one execution of each operator: [:, 0] its GPU time, [:, 1] the part of
@@ -445,12 +446,12 @@ def step_s(
     host = machine.host
     gpu_clock = 0.0
     host_clock = 0.0
-    if is_prefill:
+    if is_prefill > 0.0:
         host_clock = host.slowness * host.prompt_token_s * n_sequences * new_tokens
         gpu_clock = host_clock
     for s in range(len(segments)):
         segment = segments[s]
-        if (segment.is_encoder == 1) != encoder:
+        if (segment.is_encoder == 1) != (encoder > 0.0):
             for i in range(segment.first, segment.last):
                 times[i, 0] = 0.0
                 times[i, 1] = 0.0
@@ -458,7 +459,7 @@ def step_s(
         gpu_s = 0.0
         for i in range(segment.first, segment.last):
             operator = operators[i]
-            if not reuse or depends_on_context(operator):
+            if reuse == 0.0 or depends_on_context(operator):
                 times[i, 0] = 0.0
                 if runs(operator, new_tokens):
                     seconds, _ = operator_s(

@@ -378,9 +378,10 @@ class System:
 
     def _owed(self, seconds: float, times: Array, host_group: int) -> Array:
         out = np.zeros(len(GROUPS))
-        interpreted_generation.owed(
-            seconds, times, self._plain()[0], self.table.executions, host_group, out
+        host_s = interpreted_generation.owed(
+            seconds, times, self._plain()[0], self.table.executions, out
         )
+        out[host_group] += host_s
         return out
 
     def _intervals(self, run: _Evaluation, batch_size: int, output_len: int) -> Intervals:

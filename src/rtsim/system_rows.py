@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import bulk, row_figures
+from rtsim_kernels import bulk_rows, row_figures, tables
 
 from rtsim import units
 from rtsim.catalog import gpu_names, load_gpu, load_model
@@ -48,7 +48,7 @@ PATCHED = {
     "link.bytes_per_s": ("collective", "link_bytes_per_s"),
     "network.bytes_per_s": ("collective", "network_bytes_per_s"),
 }
-_MACHINE_FIELDS = bulk.Machines._fields
+_MACHINE_FIELDS = bulk_rows.Machines._fields
 _PROBE_FACTOR = 3.0  # any other figure: rows made with it must equal patched ones
 
 
@@ -128,16 +128,15 @@ _MOST_TABLES = 1024
 
 
 def _of_table(table: OperatorTable) -> tuple[Array, Array]:
-    """(dependence, same) of an operator table, see `bulk.Tables`."""
-    import rtsim_kernels
-
+    """(dependence, same) of an operator table, see `bulk_rows.Tables`."""
     found = _known_tables.get(id(table))
     if found is None:
         rows = table.rows.copy()
         rows["launches"] = 0.0
         firsts: dict[bytes, int] = {}
         same = np.array([firsts.setdefault(r.tobytes(), i) for i, r in enumerate(rows)], np.int64)
-        found = table, rtsim_kernels.compiled().bulk.dependences(table.rows), same
+        kinds = [bulk_rows.dependence(tables.as_row(row)) for row in table.rows]
+        found = table, np.array(kinds), same
         if len(_known_tables) >= _MOST_TABLES:
             _known_tables.clear()
         _known_tables[id(table)] = found
@@ -273,7 +272,7 @@ class Systems:
                 patches[path][1].append(figure)
         if not distinct:
             return Packed(np.zeros(len(systems), row_figures.SYSTEM), {}, {}, {}, errors, bases)
-        tables, rows = _joined(distinct)
+        joined, rows = _joined(distinct)
         made = rows[which]
         made["machine"] = np.arange(len(systems))
         made["machine"][which < 0] = -1
@@ -291,9 +290,9 @@ class Systems:
                 patched[indices] = figures_of.reshape(shape)
         scatter = {
             field: stacked([getattr(base, field) for base in distinct])[which]
-            for field in bulk.Scatter._fields
+            for field in bulk_rows.Scatter._fields
         }
-        return Packed(made, machines, tables, scatter, errors, bases)
+        return Packed(made, machines, joined, scatter, errors, bases)
 
 
 _MOST_BASES = 20_000
@@ -371,9 +370,9 @@ def _equal(
 
 
 def _joined(bases: Sequence[Base]) -> tuple[dict[str, Array], Array]:
-    """The tables of some bases joined (`bulk.Tables`), and their rows with places in them."""
+    """The tables of some bases joined (`bulk_rows.Tables`), and their rows with places in them."""
     places: dict[int, tuple[int, int, int, int]] = {}
-    parts: dict[str, list[Array]] = {field: [] for field in bulk.Tables._fields}
+    parts: dict[str, list[Array]] = {field: [] for field in bulk_rows.Tables._fields}
     rows = stacked([base.row for base in bases])
     n_operators = n_segments = n_caches = 0
     for row, base in zip(rows, bases, strict=True):
