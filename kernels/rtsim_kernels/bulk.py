@@ -37,8 +37,6 @@ from .bulk_rows import (
     ON_TOKENS,
     RANKS,
     STEP_S,
-    Machines,
-    Scatter,
     Tables,
 )  # fmt: skip
 from .bulk_steps import GRID_POINTS, add_operators, decode_work, grid_index, joined_s
@@ -53,10 +51,9 @@ from .row_figures import (
     whole_parts,
     write_row,
 )  # fmt: skip
-from .step import Machine
 from .tables import N_KINDS
 
-__all__ = ["Machines", "Scatter", "Tables", "predict_rows"]
+__all__ = ["Tables", "predict_rows"]
 
 
 @inner
@@ -72,7 +69,6 @@ def predict_rows(
     systems: Any,
     machines: Any,
     joined: Any,
-    scatter: Any,
     first_rows: Any,
     batch_sizes: Any,
     input_lens: Any,
@@ -83,10 +79,10 @@ def predict_rows(
 ) -> None:
     """Predict rows that are sorted by system, batch, prompt.
 
-    systems: SYSTEM rows (systems,). first_rows: (systems + 1,), the rows of each. Sizes: float
-    arrays (rows,). Writes columns `targets`, (rows,), of `out`, (N_COLUMNS, ...), and `errors`,
-    (rows,) ERROR_* codes. Rows of systems without a machine, and of models with an encoder
-    (`bulk_encoders`), are left alone.
+    systems: SYSTEM rows (systems,). machines: `step.MACHINE` rows. first_rows: (systems + 1,), the
+    rows of each. Sizes: float arrays (rows,). Writes columns `targets`, (rows,), of `out`,
+    (N_COLUMNS, ...), and `errors`, (rows,) ERROR_* codes. Rows of systems without a machine, and of
+    models with an encoder (`bulk_encoders`), are left alone.
     """
     most_segments = 1
     most_rows = 0
@@ -117,12 +113,7 @@ def predict_rows(
             continue  # cannot be: its rows stay as they are
         first = first_rows[at]
         last = first_rows[at + 1]
-        m = machines
-        i = system.machine
-        machine = Machine(
-            m.device[i], m.gemm[i], m.prefill[i], m.decode[i], m.memory[i], m.collective[i],
-            m.host[i], m.moe[i], m.mla_prefill[i], m.mla_decode[i], m.scan[i], m.plan[i],
-        )  # fmt: skip
+        machine = machines[system.machine]
         plan = machine.plan
         host = machine.host
         ranks = plan.prompt_ranks
@@ -169,7 +160,7 @@ def predict_rows(
                     rounds = min(plan.micro_batches, n_sequences)
                     fill = (rounds + plan.stages - 1.0) / plan.stages
                     turns = max(1.0, rounds / plan.stages)
-                set_variance(system, scatter, at, n_sequences, variance)
+                set_variance(system, n_sequences, variance)
                 decode_sums[:] = 0.0
                 decode_base_work[:] = 0.0
                 head_phase = 0.0

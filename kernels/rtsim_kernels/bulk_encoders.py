@@ -24,7 +24,7 @@ from .row_figures import (
     whole_parts,
     write_row,
 )  # fmt: skip
-from .step import Machine, operator_work, runs
+from .step import operator_work, runs
 
 
 @inner
@@ -85,7 +85,6 @@ def predict_encoder_rows(
     systems: Any,
     machines: Any,
     joined: Any,
-    scatter: Any,
     first_rows: Any,
     batch_sizes: Any,
     input_lens: Any,
@@ -105,12 +104,7 @@ def predict_encoder_rows(
         system = systems[at]
         if system.machine < 0:
             continue
-        m = machines
-        i = system.machine
-        machine = Machine(
-            m.device[i], m.gemm[i], m.prefill[i], m.decode[i], m.memory[i], m.collective[i],
-            m.host[i], m.moe[i], m.mla_prefill[i], m.mla_decode[i], m.scan[i], m.plan[i],
-        )  # fmt: skip
+        machine = machines[system.machine]
         plan = machine.plan
         if plan.model_kind == tables.DECODER:
             continue
@@ -126,7 +120,7 @@ def predict_encoder_rows(
                 continue
             n_sequences = whole_parts(batch_size, system.groups)
             together = whole_parts(n_sequences, plan.micro_batches)
-            set_variance(system, scatter, at, n_sequences, variance)
+            set_variance(system, n_sequences, variance)
             prefill, decode = encoder_row(
                 system, joined, n_sequences, together, input_len, output_len, machine, times,
                 prompt, decoded, work,

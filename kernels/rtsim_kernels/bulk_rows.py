@@ -1,8 +1,8 @@
 """Rows that the bulk kernels take: systems joined, and what the time of an operator depends on.
 
-Many systems are handed over at once. Their machines are arrays of rows, their operator tables are
-joined end to end, and each operator says on which counts of a step its time depends, so that a
-kernel knows which of them it has timed before.
+Many systems are handed over at once. Their machines are an array of `step.MACHINE`, their operator
+tables are joined end to end, and each operator says on which counts of a step its time depends, so
+that a kernel knows which of them it has timed before.
 """
 
 from __future__ import annotations
@@ -36,23 +36,6 @@ N_STEP = N_KINDS + 1
 WHOLE_UNITS = 2.0**20  # sizes per token that are multiples of 1 / this are exact in any order
 
 
-class Machines(NamedTuple):
-    """The rows of `step.Machine` of many systems: arrays with one more, leading axis."""
-
-    device: Any
-    gemm: Any
-    prefill: Any
-    decode: Any
-    memory: Any
-    collective: Any
-    host: Any
-    moe: Any
-    mla_prefill: Any
-    mla_decode: Any
-    scan: Any
-    plan: Any
-
-
 class Tables(NamedTuple):
     """Operators of many models joined, with `dependence`, `same`, and the other joined rows.
 
@@ -65,18 +48,6 @@ class Tables(NamedTuple):
     dependence: Any
     same: Any
     caches: Any
-
-
-class Scatter(NamedTuple):
-    """Variances of ln(error) by group, (systems, groups) each.
-
-    seen: of fitted models; beyond: by how much those of models left out are larger; transfer:
-    further variance on another GPU.
-    """
-
-    seen: Any
-    beyond: Any
-    transfer: Any
 
 
 @inner

@@ -40,16 +40,21 @@ def add_operators(
     seconds: scratch of the joined operators.
     """
     host = machine.host
+    operators = joined.operators
+    segments = joined.segments
+    executions = joined.executions
+    depends = joined.dependence
+    sames = joined.same
     for s in range(system.first_segment, system.last_segment):
-        segment = joined.segments[s]
+        segment = segments[s]
         at = s - system.first_segment
         for i in range(system.first + segment.first, system.first + segment.last):
-            if joined.dependence[i] != wanted:
+            if depends[i] != wanted:
                 continue
-            operator = joined.operators[i]
+            operator = operators[i]
             if not runs(operator, new_tokens):
                 continue
-            same = joined.same[i]
+            same = sames[i]
             if same == i:
                 seconds[i], _ = operator_s(operator, n_sequences, new_tokens, context, 0.0, machine)
             else:
@@ -66,9 +71,9 @@ def add_operators(
                 flops, moved = operator_work(
                     operator, n_sequences, new_tokens, context, 0.0, machine
                 )
-                work[0] += flops * joined.executions[i]
+                work[0] += flops * executions[i]
                 if operator.kind != tables.COLLECTIVE:
-                    work[1] += moved * joined.executions[i]
+                    work[1] += moved * executions[i]
 
 
 @inner
@@ -131,10 +136,13 @@ def decode_work(
 ) -> None:  # fmt: skip
     """Add FLOPs and HBM bytes of the mean decode step; `wanted`: a dependence, or -1 for all."""
     ranks = machine.plan.prompt_ranks
+    operators = joined.operators
+    executions = joined.executions
+    depends = joined.dependence
     for i in range(system.first, system.last):
-        if wanted >= 0.0 and joined.dependence[i] != wanted:
+        if wanted >= 0.0 and depends[i] != wanted:
             continue
-        operator = joined.operators[i]
+        operator = operators[i]
         if not runs(operator, 1.0):
             continue
         context = before + (steps + 1.0) / 2.0
@@ -143,6 +151,6 @@ def decode_work(
         flops, moved = operator_work(
             operator, together, 1.0, max(1.0, context / ranks), source, machine
         )
-        work[0] += flops * joined.executions[i]
+        work[0] += flops * executions[i]
         if operator.kind != tables.COLLECTIVE:
-            work[1] += moved * joined.executions[i]
+            work[1] += moved * executions[i]

@@ -70,6 +70,11 @@ SYSTEM = np.dtype(
         ("element_bytes", np.float64),
         ("head_bytes", np.float64),  # per row of logits; 0: no head
         ("all_logits", np.float64),
+        # Variances of ln(error) by group: of fitted models; by how much those of models left out
+        # are larger; further variance on another GPU.
+        ("seen", np.float64, (N_GROUPS,)),
+        ("beyond", np.float64, (N_GROUPS,)),
+        ("transfer", np.float64, (N_GROUPS,)),
     ]
 )
 # A layer group's cache per sequence: per_entry (min(n, window) + rate n) + fixed, of n tokens
@@ -195,7 +200,7 @@ def row_error(system: Any, plan: Any, batch: float, input_len: float, output_len
 
 
 @inner
-def set_variance(system: Any, scatter: Any, at: int, n_sequences: float, variance: Any) -> None:
+def set_variance(system: Any, n_sequences: float, variance: Any) -> None:
     """Variance of ln(error) by group at a batch, as `rtsim.predict.System` has it."""
     beyond = 0.0
     if system.log_most_batch == system.log_most_batch:
@@ -204,5 +209,5 @@ def set_variance(system: Any, scatter: Any, at: int, n_sequences: float, varianc
         beyond = max(0.0, beyond) / UNLIKE_DISTANCE
     unlike = min(1.0, max(system.unlike, beyond))
     for group in range(N_GROUPS):
-        seen = scatter.seen[at, group] + unlike * scatter.beyond[at, group]
-        variance[group] = seen * max(1.0, beyond) + scatter.transfer[at, group]
+        seen = system.seen[group] + unlike * system.beyond[group]
+        variance[group] = seen * max(1.0, beyond) + system.transfer[group]

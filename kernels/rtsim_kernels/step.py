@@ -35,21 +35,32 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import tables
 from ._jit import inner, jit
 from .attention import (
+    ATTENTION_DECODE,
+    ATTENTION_PREFILL,
     attention_decode_s,
     attention_decode_work,
     attention_prefill_s,
     attention_prefill_work,
     visible_pairs,
 )
-from .collective import collective_s, wire_bytes
-from .gemm import gemm_s
-from .memory_bound import memory_bound_s
-from .mla import mla_decode_s, mla_decode_work, mla_prefill_s, mla_prefill_work
-from .moe import moe_s, moe_work
-from .scan import scan_s, scan_work
+from .collective import COLLECTIVE, collective_s, wire_bytes
+from .gemm import GEMM, gemm_s
+from .memory_bound import MEMORY_BOUND, memory_bound_s
+from .mla import (
+    MLA_DECODE,
+    MLA_PREFILL,
+    mla_decode_s,
+    mla_decode_work,
+    mla_prefill_s,
+    mla_prefill_work,
+)
+from .moe import MOE, moe_s, moe_work
+from .scan import SCAN, scan_s, scan_work
 from .tables import Coefficient
 
 HOST_COEFFICIENTS = (
@@ -89,10 +100,11 @@ WARM = 1.0
 
 
 class Machine(NamedTuple):
-    """One GPU with its fitted operator models: records when compiled, NamedTuples when not.
+    """One GPU with its fitted operator models, as interpreted kernels take it.
 
     gemm, collective: one row per number format, and per group and implementation. plan: a PLAN
-    row.
+    row. Compiled kernels take the same as one record, MACHINE: nested rows are plain addresses,
+    where arrays would be counted in and out of every function that sees them.
     """
 
     device: Any
@@ -107,6 +119,24 @@ class Machine(NamedTuple):
     mla_decode: Any
     scan: Any
     plan: Any
+
+
+MACHINE = np.dtype(
+    [
+        ("device", tables.DEVICE),
+        ("gemm", GEMM, (tables.N_GEMM_ROWS,)),
+        ("prefill", ATTENTION_PREFILL),
+        ("decode", ATTENTION_DECODE),
+        ("memory", MEMORY_BOUND),
+        ("collective", COLLECTIVE, (tables.N_COLLECTIVE_ROWS,)),
+        ("host", HOST),
+        ("moe", MOE),
+        ("mla_prefill", MLA_PREFILL),
+        ("mla_decode", MLA_DECODE),
+        ("scan", SCAN),
+        ("plan", tables.PLAN),
+    ]
+)
 
 
 @inner

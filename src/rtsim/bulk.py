@@ -67,13 +67,12 @@ def evaluate(
     n_rows = len(sizes[0])
     errors = np.zeros(n_rows, np.int64)
     filled = _filled(packed, first_rows, sizes)
-    if packed.machines:
+    if len(packed.machines):
         kernels = rtsim_kernels.compiled()
         given = (
             packed.systems,
-            kernels.bulk_rows.Machines(**packed.machines),
+            packed.machines,
             kernels.bulk_rows.Tables(**packed.tables),
-            kernels.bulk_rows.Scatter(**packed.scatter),
             np.ascontiguousarray(first_rows, np.int64),
             *filled,
             np.ascontiguousarray(targets, np.int64),

@@ -191,7 +191,7 @@ class System:
         """The compiled kernels and this system's machine in their form."""
         if self._compiled is None:
             kernels = rtsim_kernels.compiled()
-            self._compiled = kernels, self.rows.compiled(kernels)
+            self._compiled = kernels, self.rows.joined()[()]
         return self._compiled
 
     def _evaluate(self, n_sequences: int, input_len: int, output_len: int,

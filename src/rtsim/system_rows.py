@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import bulk_rows, row_figures, tables
+from rtsim_kernels import bulk_rows, row_figures, step, tables
 
 from rtsim import units
 from rtsim.catalog import gpu_names, load_gpu, load_model
@@ -48,20 +48,17 @@ PATCHED = {
     "link.bytes_per_s": ("collective", "link_bytes_per_s"),
     "network.bytes_per_s": ("collective", "network_bytes_per_s"),
 }
-_MACHINE_FIELDS = bulk_rows.Machines._fields
 _PROBE_FACTOR = 3.0  # any other figure: rows made with it must equal patched ones
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A System as rows. `row` lacks its places in the joined tables."""
+    """A System as rows. `row` lacks its places in the joined tables; `machine`: a MACHINE row."""
 
     made: System
     row: Array
+    machine: Array
     caches: Array
-    seen: Array
-    beyond: Array
-    transfer: Array
 
 
 def base_of(made: System) -> Base:
@@ -97,11 +94,11 @@ def base_of(made: System) -> Base:
         row[name] = value
     seen = np.array([profile.sigma_seen[group] for group in GROUPS]) ** 2
     unseen = np.array([profile.sigma_unseen[group] for group in GROUPS]) ** 2
-    transfer = np.zeros(len(GROUPS))
+    row["seen"] = seen
+    row["beyond"] = np.maximum(0.0, unseen - seen)
     if gpu.name != profile.gpu or gpu.what_if:
-        transfer = np.array([profile.transfer_sigma[group] for group in GROUPS]) ** 2
-    beyond = np.maximum(0.0, unseen - seen)
-    return Base(made, row, _cache_rows(placement), seen, beyond, transfer)
+        row["transfer"] = np.array([profile.transfer_sigma[group] for group in GROUPS]) ** 2
+    return Base(made, row, made.rows.joined(), _cache_rows(placement))
 
 
 _MANY_TOKENS = 2.0**40  # more than any window
@@ -148,9 +145,8 @@ class Packed:
     """Systems ready for `bulk.predict_rows`; `errors` is "" or why a system cannot be."""
 
     systems: Array
-    machines: dict[str, Array]
+    machines: Array
     tables: dict[str, Array]
-    scatter: dict[str, Array]
     errors: list[str]
     bases: list[Base | None]
 
@@ -271,15 +267,13 @@ class Systems:
                 patches[path][0].append(i)
                 patches[path][1].append(figure)
         if not distinct:
-            return Packed(np.zeros(len(systems), row_figures.SYSTEM), {}, {}, {}, errors, bases)
+            none = np.zeros(0, step.MACHINE)
+            return Packed(np.zeros(len(systems), row_figures.SYSTEM), none, {}, errors, bases)
         joined, rows = _joined(distinct)
         made = rows[which]
         made["machine"] = np.arange(len(systems))
         made["machine"][which < 0] = -1
-        machines = {
-            field: stacked([getattr(base.made.rows, field) for base in distinct])[which]
-            for field in _MACHINE_FIELDS
-        }
+        machines = stacked([base.machine for base in distinct])[which]
         for path, (indices, values) in patches.items():
             if indices:
                 field, name = PATCHED[path]
@@ -288,11 +282,7 @@ class Systems:
                 patched = rows_of[name]
                 shape = (-1,) + (1,) * (patched.ndim - 1)
                 patched[indices] = figures_of.reshape(shape)
-        scatter = {
-            field: stacked([getattr(base, field) for base in distinct])[which]
-            for field in bulk_rows.Scatter._fields
-        }
-        return Packed(made, machines, joined, scatter, errors, bases)
+        return Packed(made, machines, joined, errors, bases)
 
 
 _MOST_BASES = 20_000
