@@ -467,8 +467,9 @@ def gemm_s(
 def gemm_many(
     m: Any, n: Any, k: Any, batch: Any, weight_copies: Any, gemm: Any, device: Any
 ) -> Any:
-    """`gemm_s` over arrays of sizes, shape (rows,) each -> seconds, shape (rows,)."""
-    seconds = np.empty(len(m))
-    for i in range(len(m)):
-        seconds[i] = gemm_s(m[i], n[i], k[i], batch[i], weight_copies[i], gemm, device)[0]
+    """`gemm_s` over sizes, shape (rows,) each, by GEMM rows (sets,) -> seconds (sets, rows)."""
+    seconds = np.empty((len(gemm), len(m)))
+    for s in range(len(gemm)):
+        for i in range(len(m)):
+            seconds[s, i] = gemm_s(m[i], n[i], k[i], batch[i], weight_copies[i], gemm[s], device)[0]
     return seconds

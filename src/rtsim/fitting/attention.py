@@ -244,8 +244,16 @@ def fit_rows(rows: Rows, *, starts: int = STARTS, seed: int = 0) -> Fit:
     moves = rng.normal(scale=START_SPREAD, size=(starts, len(declared)))
     moves[0] = 0.0
 
+    repeated: dict[int, Rows] = {}
+
     def seconds(values: Array) -> Array:
-        return predict(rows, dict(zip(names, values.tolist(), strict=True)))
+        if values.ndim == 1:
+            return predict(rows, dict(zip(names, values.tolist(), strict=True)))
+        n_sets = len(values)
+        if n_sets not in repeated:
+            repeated[n_sets] = rows.take(np.tile(np.arange(len(rows)), n_sets))
+        by_name = dict(zip(names, np.repeat(values, len(rows), axis=0).T, strict=True))
+        return predict(repeated[n_sets], by_name).reshape(n_sets, len(rows))
 
     best: tuple[float, Fit] | None = None
     for values in itertools.product(*options.values()):
@@ -262,6 +270,7 @@ def fit_rows(rows: Rows, *, starts: int = STARTS, seed: int = 0) -> Fit:
                 row_sigma=ROW_SIGMA,
                 start=_moved(coefficients, move),
                 derivative_steps=DERIVATIVE_STEPS,
+                many_sets=True,
             )
             fit = replace(fit, values=_exact(fit, chosen))
             cost = _cost(fit, coefficients) + SURPRISE * unusual
