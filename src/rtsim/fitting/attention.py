@@ -38,7 +38,7 @@ from rtsim_kernels.tables import Coefficient
 from rtsim.device_facts import attention_peak_flops_per_s, device_row
 from rtsim.fit import Fit, centred, fit_coefficients
 from rtsim.fitting.cluster import cluster_rows
-from rtsim.fitting.measured_rows import MeasuredRows, joined
+from rtsim.fitting.measured_rows import MeasuredRows, joined, of_many_sets
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -244,17 +244,7 @@ def fit_rows(rows: Rows, *, starts: int = STARTS, seed: int = 0) -> Fit:
     moves = rng.normal(scale=START_SPREAD, size=(starts, len(declared)))
     moves[0] = 0.0
 
-    repeated: dict[int, Rows] = {}
-
-    def seconds(values: Array) -> Array:
-        if values.ndim == 1:
-            return predict(rows, dict(zip(names, values.tolist(), strict=True)))
-        n_sets = len(values)
-        if n_sets not in repeated:
-            repeated[n_sets] = rows.take(np.tile(np.arange(len(rows)), n_sets))
-        by_name = dict(zip(names, np.repeat(values, len(rows), axis=0).T, strict=True))
-        return predict(repeated[n_sets], by_name).reshape(n_sets, len(rows))
-
+    seconds = of_many_sets(predict, rows, names)
     best: tuple[float, Fit] | None = None
     for values in itertools.product(*options.values()):
         chosen = dict(zip(options, values, strict=True))
