@@ -67,7 +67,7 @@ def base_of(made: System) -> Base:
     placement = Placement(model, gpu, p, made.traits, made.formats)
     shape = (model.n_layers, model.hidden_size, model.typical_heads, p.tp)
     batches = [math.log(n) for n in profile.fitted_batches] or [math.nan, math.nan]
-    layer_elements, score_elements = placement.activation_elements()
+    layer_elements, score_elements = placement.activation_elements
     facts = {
         "groups": p.sequence_groups,
         "rank_gpus": p.tp * p.cp,
@@ -80,13 +80,13 @@ def base_of(made: System) -> Base:
         "log_least_batch": batches[0],
         "log_most_batch": batches[1],
         "sigma_row": profile.sigma_row,
-        "weights_bytes": placement.weights_bytes(),
+        "weights_bytes": placement.weights_bytes,
         "reserved_bytes": placement.reserved_bytes(),
         "capacity_bytes": gpu.memory_bytes,
         "layer_elements": layer_elements,
         "score_elements": score_elements,
         "element_bytes": dtype_bytes(made.formats.dtype),
-        "head_bytes": placement.logit_bytes(),
+        "head_bytes": placement.logit_bytes,
         "all_logits": profile.traits.logits == "all",
     }
     row = np.zeros((), row_figures.SYSTEM)
@@ -106,8 +106,8 @@ _MANY_TOKENS = 2.0**40  # more than any window
 
 def _cache_rows(placement: Placement) -> Array:
     """`Placement.cache_terms` as CACHE rows: min(n, window) + rate n tokens are kept."""
-    rows = np.zeros(len(placement.cache_terms()), row_figures.CACHE)
-    for row, term in zip(rows, placement.cache_terms(), strict=True):
+    rows = np.zeros(len(placement.cache_terms), row_figures.CACHE)
+    for row, term in zip(rows, placement.cache_terms, strict=True):
         window, rate = math.inf, 0.0
         if term.mixer is not None:
             compression = getattr(term.mixer, "compression", 0)

@@ -18,7 +18,7 @@ CASES = [
 
 def by_steps(made, batch: int, prompt: int, output: int) -> float:
     """Every decode step timed by itself: slow and obvious."""
-    operators, segments, machine = made._plain()
+    operators, segments, machine = made.plain()
     times = np.zeros((len(operators), 2))
     return sum(
         step.step_s(
