@@ -32,8 +32,6 @@ import math
 from math import floor, log2
 from typing import Any
 
-import numpy as np
-
 from . import tables
 from ._jit import inner, jit
 from .step import step_s
@@ -157,7 +155,7 @@ def scale(times: Any, factor: float) -> None:
         times[i, 1] *= factor
 
 
-@jit
+@inner
 def generation_s(
     n_sequences: float,
     input_len: float,
@@ -234,24 +232,30 @@ def generation_many(
     operators: Any,
     segments: Any,
     executions: Any,
-    machine: Any,
-    out: Any,
+    machines: Any,
+    times: Any,
+    owed_s: Any,
+    seconds: Any,
 ) -> None:
     """Runtimes of many workloads on one machine.
 
     n_sequences, input_len, output_len: float arrays (rows,). executions: how often each operator
-    runs in a step. Writes to `out`, shape (rows, 2, N_GROUPS), the seconds of prefill and of
-    decode by what they are owed to; summed over the groups they are the runtimes.
+    runs in a step. machines: an array of the one machine, which is unpacked in no time where a
+    record takes microseconds. times: scratch (3, operators, 2), which after the call holds those of
+    the last row's prompt pass and decode steps, see `generation_s`. Writes to `seconds`, (rows, 2),
+    prefill and decode, and to `owed_s`, (rows, 2, N_GROUPS), what of them is owed to what.
     """
-    prefill_times = np.zeros((len(operators), 2))
-    decode_times = np.zeros((len(operators), 2))
-    times = np.zeros((len(operators), 2))
+    machine = machines[0]
+    prefill_times = times[0]
+    decode_times = times[1]
     for row in range(len(n_sequences)):
         prefill, decode = generation_s(
             n_sequences[row], input_len[row], output_len[row], operators, segments, machine,
-            prefill_times, decode_times, times,
+            prefill_times, decode_times, times[2],
         )  # fmt: skip
-        rest = owed(prefill, prefill_times, operators, executions, out[row, 0])
-        out[row, 0, GROUP_PROMPT_HOST] += rest
-        rest = owed(decode, decode_times, operators, executions, out[row, 1])
-        out[row, 1, GROUP_HOST] += rest
+        seconds[row, 0] = prefill
+        seconds[row, 1] = decode
+        rest = owed(prefill, prefill_times, operators, executions, owed_s[row, 0])
+        owed_s[row, 0, GROUP_PROMPT_HOST] += rest
+        rest = owed(decode, decode_times, operators, executions, owed_s[row, 1])
+        owed_s[row, 1, GROUP_HOST] += rest

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import generation, step, tables
+from rtsim_kernels import step, tables
 
 from rtsim.memory import memory_use
 from rtsim.prediction import (
@@ -30,7 +30,6 @@ from rtsim.prediction import (
     Phase,
     WorkloadSummary,
 )
-from rtsim.profile import GROUPS
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
 from rtsim.specs.workload import WorkloadSpec
@@ -43,12 +42,17 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One run of the kernels; the arrays have shape (operators, 2), see `step.step_s`."""
+    """One run of the kernels.
+
+    prefill_times, decode_times: (operators,) GPU seconds of one execution in the prompt pass, and
+    their sums over the decode steps. owed_s: (2, groups), see `generation.generation_many`.
+    """
 
     ttft_s: float
     decode_s: float
     prefill_times: Array
     decode_times: Array
+    owed_s: Array
 
 
 @dataclass(frozen=True)
@@ -160,9 +164,8 @@ class Answer:
 
     @property
     def interval_90(self) -> Intervals:
-        run, output_len = self.run, self.asked.output_len
-        prefill = self._owed(run.ttft_s, run.prefill_times, generation.GROUP_PROMPT_HOST)
-        decode = self._owed(run.decode_s, run.decode_times, generation.GROUP_HOST)
+        output_len = self.asked.output_len
+        prefill, decode = self.run.owed_s
 
         def around(owed: Array, per: float) -> Interval:
             seconds = float(owed.sum()) / per
@@ -240,12 +243,12 @@ class Answer:
                 new_tokens, context = self._step_sizes(
                     phase, operator, i in encoder, input_len, before, steps
                 )
-                if not step.runs(operator, new_tokens) or times[i, 0] == 0.0:
+                if not step.runs(operator, new_tokens) or times[i] == 0.0:
                     continue
                 sizes = (operator, together, new_tokens, context, source, machine)
                 flops, moved = step.operator_work(*sizes)
                 _, bound = step.operator_s(*sizes)
-                seconds = float(times[i, 0]) * executions
+                seconds = float(times[i]) * executions
                 busy_s += seconds
                 count = round(executions * repeats)
                 name = cast(Bound, tables.BOUND_NAMES[bound])
@@ -276,14 +279,6 @@ class Answer:
         p = self.system.parallelism
         own = sum(o.flops for o in self.breakdown if o.phase == phase and o.bound != "host")
         return p.tp * p.cp * (self.asked.batch_size / self._n_sequences) * own
-
-    def _owed(self, seconds: float, times: Array, host_group: int) -> Array:
-        out = np.zeros(len(GROUPS))
-        host_s = generation.owed(
-            seconds, times, self.system.plain()[0], self.system.table.executions, out
-        )
-        out[host_group] += host_s
-        return out
 
     def _quantization(self) -> str | None:
         """The weights' formats in a word or two; None where they are in the dtype."""

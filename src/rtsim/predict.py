@@ -149,46 +149,45 @@ class System:
         self.placement = Placement(model, gpu, self.parallelism, self.profile.traits, self.formats)
         self._interpreted: tuple[Any, Any, Any] | None = None
         self._compiled: tuple[ModuleType, Any] | None = None
-        self._scratch = [np.zeros((len(self.table.rows), 2)) for _ in range(3)]
 
     # Timing ----------------------------------------------------------------------------------
 
     def times(self, batch_size: int, input_len: int, output_len: int) -> Times:
-        """The bare times of one workload through the compiled kernels; sizes are not checked.
-
-        Not for several threads at once (scratch arrays are kept); a system per thread is.
-        """
-        kernels, machine = self._compiled_form()
-        prefill_s, decode_s = kernels.generation.generation_s(
-            float(-(-batch_size // self.parallelism.sequence_groups)), float(input_len),
-            float(output_len),
-            self.table.rows, self.table.segments, machine, *self._scratch,
-        )  # fmt: skip
-        tpot_s = decode_s / (output_len - 1) if output_len > 1 else math.nan
-        return Times(prefill_s, tpot_s, prefill_s + decode_s)
+        """The bare times of one workload through the compiled kernels; sizes are not checked."""
+        n_sequences = -(-batch_size // self.parallelism.sequence_groups)
+        run = self.evaluate(n_sequences, input_len, output_len, True)
+        tpot_s = run.decode_s / (output_len - 1) if output_len > 1 else math.nan
+        return Times(run.ttft_s, tpot_s, run.ttft_s + run.decode_s)
 
     def _compiled_form(self) -> tuple[ModuleType, Any]:
-        """The compiled kernels and this system's machine in their form."""
+        """The compiled kernels, and this system's machine in their form: an array of one."""
         if self._compiled is None:
             kernels = rtsim_kernels.compiled()
-            self._compiled = kernels, self.rows.joined()[()]
+            self._compiled = kernels, self.rows.joined().reshape(1)
         return self._compiled
 
-    def _evaluate(self, n_sequences: int, input_len: int, output_len: int,
-                  compiled: bool) -> Evaluation:  # fmt: skip
-        arrays = [np.zeros((len(self.table.rows), 2)) for _ in range(3)]
+    def evaluate(
+        self, n_sequences: int, input_len: int, output_len: int, compiled: bool
+    ) -> Evaluation:
+        """The times of one workload; n_sequences: of the fullest group of GPUs."""
         if compiled:
-            kernels, machine = self._compiled_form()
-            run = kernels.generation.generation_s
+            kernels, machines = self._compiled_form()
+            run = kernels.generation.generation_many
             operators, segments = self.table.rows, self.table.segments
         else:
-            run = interpreted_generation.generation_s
+            run = interpreted_generation.generation_many
             operators, segments, machine = self.plain()
-        ttft_s, decode_s = run(
-            float(n_sequences), float(input_len), float(output_len), operators, segments, machine,
-            *arrays,
+            machines = (machine,)
+        batch, prompt, output = np.array([[n_sequences], [input_len], [output_len]], float)
+        times = np.zeros((3, len(operators), 2))
+        owed_s = np.zeros((1, 2, len(GROUPS)))
+        seconds = np.zeros((1, 2))
+        run(
+            batch, prompt, output, operators, segments, self.table.executions, machines, times,
+            owed_s, seconds,
         )  # fmt: skip
-        return Evaluation(float(ttft_s), float(decode_s), arrays[0], arrays[1])
+        ttft_s, decode_s = seconds[0].tolist()
+        return Evaluation(ttft_s, decode_s, times[0, :, 0], times[1, :, 0], owed_s[0])
 
     def plain(self) -> tuple[Any, Any, Any]:
         """Operators, segments and machine as interpreted kernels take them."""
@@ -237,7 +236,7 @@ class System:
 
         Arrays (rows,) of sizes; returns (rows, 2, groups): prefill and decode, `profile.GROUPS`.
         """
-        kernels, machine = self._compiled_form()
+        kernels, machines = self._compiled_form()
         out: Array = np.zeros((len(batch_size), 2, len(GROUPS)))
         kernels.generation.generation_many(
             np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.sequence_groups),
@@ -246,8 +245,10 @@ class System:
             self.table.rows,
             self.table.segments,
             self.table.executions,
-            machine,
+            machines,
+            np.zeros((3, len(self.table.rows), 2)),
             out,
+            np.zeros((len(batch_size), 2)),
         )
         return out
 
@@ -281,7 +282,7 @@ class System:
         n_sequences = -(-batch_size // self.parallelism.sequence_groups)
         if compiled is None:
             compiled = "rtsim_kernels_compiled" in sys.modules
-        run = self._evaluate(n_sequences, workload.input_len, output_len, compiled)
+        run = self.evaluate(n_sequences, workload.input_len, output_len, compiled)
         e2e_s = run.ttft_s + run.decode_s
         return Prediction.of_times(
             Answer(self, workload, run, doubts, assumed).part,

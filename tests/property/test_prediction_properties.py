@@ -553,7 +553,7 @@ def test_steps_add_up_where_the_cache_decides(prompt: int, output: int, batch: i
     """
     fused_no_host = profiles()[3]
     made = System(cache_bound(), load_gpu("a100"), profile=fused_no_host)
-    kernels, machine = made._compiled_form()
+    kernels, machines = made._compiled_form()
     assert kernels is rtsim_kernels.compiled()
     operators, segments = made.table.rows, made.table.segments
     times = np.zeros((len(operators), 2))
@@ -569,7 +569,7 @@ def test_steps_add_up_where_the_cache_decides(prompt: int, output: int, batch: i
             0.0,
             operators,
             segments,
-            machine,
+            machines[0],
             times,
         )
         for context in range(prompt + 1, prompt + output)
