@@ -59,7 +59,7 @@ class Request:
 
     @property
     def _texts(self) -> list[str]:
-        return [n for n, v in self.grid.axes.items() if any(isinstance(x, str) for x in v)]
+        return self.grid.text_axes
 
     def selection(self) -> Selection:
         """The parsed `sort`, `top` and `pareto`."""
