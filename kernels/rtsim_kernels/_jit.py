@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 COMPILED_PACKAGE = "rtsim_kernels_compiled"
 COMPILED = __name__.partition(".")[0] == COMPILED_PACKAGE
 
+COMPILE_S = 10  # CPU seconds of all kernels of a sweep on an ordinary core
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -48,12 +50,31 @@ def _sources_key() -> str:
 
 
 if COMPILED:
+    import logging
     from functools import partial
 
     import numba
-    from numba.core import config
+    from numba.core import config, event
 
     _CACHE_FOLDER = cache_folder()
+
+    class _FirstCompile(event.Listener):  # type: ignore[misc]
+        """Logs one line when a kernel of this package is first compiled, not loaded."""
+
+        said = False
+
+        def on_start(self, started: Any) -> None:
+            module = started.data["dispatcher"].py_func.__module__
+            if not self.said and module.partition(".")[0] == COMPILED_PACKAGE:
+                self.said = True
+                logging.getLogger("rtsim_kernels").info(
+                    "compiling kernels for this machine, once: about %d s", COMPILE_S
+                )
+
+        def on_end(self, ended: Any) -> None:
+            pass
+
+    event.register("numba:compile", _FirstCompile())
 
     def jit(function: Function) -> Function:
         """Compile `function` in nopython mode, without the GIL, cached in `cache_folder()`."""
