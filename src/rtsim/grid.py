@@ -60,6 +60,14 @@ class Grid:
             n for n, v in self.axes.items() if any(issubclass(k, str) for k in set(map(type, v)))
         ]
 
+    @cached_property
+    def factor_axes(self) -> list[str]:
+        """Axes of which every value is a factor, such as "2x"."""
+        return [
+            name for name in self.text_axes
+            if all(factor_in(value) is not None for value in self.axes[name])
+        ]  # fmt: skip
+
     def codes(self, rows: Array) -> dict[str, Array]:
         """Which value of each axis the rows with these numbers have, (rows,) each."""
         found = {}

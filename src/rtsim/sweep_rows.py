@@ -55,7 +55,8 @@ class Request:
         """The parsed `where`."""
         if self.where is None:
             return None
-        return Condition(self.where, self.columns, (*self._texts, "error"), OTHER_NAMES)
+        texts = (*self._texts, "error")
+        return Condition(self.where, self.columns, texts, OTHER_NAMES, self.grid.factor_axes)
 
     @property
     def _texts(self) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import rtsim
-from rtsim import sweep_rows
+from rtsim import sweep_rows, table_file
 from rtsim.bulk import METRICS
 from rtsim.cli.main import run
 from rtsim.errors import NotSupported, OutputError, RtsimError, SpecError, UnknownName
@@ -104,6 +104,32 @@ def test_files_hold_the_same_rows(tmp_path: Path, ending: str, options: dict[str
             else:
                 assert type(value)(cell == "True" if cell in ("True", "False") else cell) == value
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_csv_without_pyarrow_holds_the_same_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers may be written otherwise (1e+12), and texts with commas are quoted."""
+    grid = {**GRID, "gpu": "h100,a100", "tp": "8,7"}  # 7 has no prediction: an error of some words
+    sweep(grid, output=tmp_path / "arrow.csv")
+
+    def missing() -> None:
+        raise NotSupported("no pyarrow")
+
+    monkeypatch.setattr(table_file, "_pyarrow", missing)
+    sweep(grid, output=tmp_path / "plain.csv")
+    fast, plain = read(tmp_path / "arrow.csv"), read(tmp_path / "plain.csv")
+    assert len(fast) == len(plain) > 0
+    assert any("," in row["error"] for row in plain)
+    for one, other in zip(fast, plain, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            texts = name in ("model", "gpu", "gpu.hbm_bytes_per_s", "fits", "error") or "" in (
+                one[name],
+                other[name],
+            )
+            read_as = str if texts else float
+            assert read_as(one[name]) == read_as(other[name]), name
 
 
 def test_csv_and_json_of_no_rows(tmp_path: Path) -> None:
