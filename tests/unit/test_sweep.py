@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import multiprocessing
-import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -199,31 +199,34 @@ def test_a_part_that_was_cut_off_is_computed_again(tmp_path: Path, monkeypatch) 
     assert path.read_bytes() == whole.read_bytes()
 
 
-def _run_slowly(path: str) -> None:
-    put = FileStore.put
-
-    def slow(self, number, part):
-        put(self, number, part)
-        time.sleep(0.05)
-
-    FileStore.put = slow  # type: ignore[method-assign]
-    sweep_rows._LEAST_PART = 16
-    sweep(GRID, output=path, threads=1)
+# A process of its own: a fork of one with threads may hang on their locks.
+SLOW = f"""
+import sys, time
+from rtsim import sweep_rows
+from rtsim.parts import FileStore
+from rtsim.sweep import sweep
+put = FileStore.put
+def slow(self, number, part):
+    put(self, number, part)
+    time.sleep(0.05)
+FileStore.put = slow
+sweep_rows._LEAST_PART = 16
+sweep({GRID!r}, output=sys.argv[1], threads=1)
+"""
 
 
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGINT])
 def test_a_killed_process_is_continued(tmp_path: Path, sign: signal.Signals) -> None:
     whole, path = tmp_path / "whole.csv", tmp_path / "out.csv"
     sweep(GRID, output=whole)
-    process = multiprocessing.get_context("fork").Process(target=_run_slowly, args=(str(path),))
-    process.start()
     folder = Path(f"{path}.parts")
-    for _ in range(600):
-        if len(list(folder.glob("*.npy"))) >= 3:
-            break
-        time.sleep(0.02)
-    os.kill(process.pid or 0, sign)
-    process.join()
+    command = [sys.executable, "-c", SLOW, str(path)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        for _ in range(3000):
+            if len(list(folder.glob("*.npy"))) >= 3 or process.poll() is not None:
+                break
+            time.sleep(0.02)
+        process.send_signal(sign)
     done = len(list(folder.glob("[0-9]*.npy")))
     assert done >= 3
     assert not path.exists()
