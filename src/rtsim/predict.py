@@ -57,12 +57,15 @@ from rtsim.profile_choice import choose_profile
 from rtsim.specs.dtype import dtype_bytes
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
-from rtsim.specs.parallelism import ParallelismSpec
+from rtsim.specs.parallelism import ParallelismSpec, check_experts
+from rtsim.specs.provenance import condensed
 from rtsim.specs.workload import WorkloadSpec
 from rtsim.whatif import change
 
 Array = NDArray[np.float64]
 
+# Figures of a GPU that nothing depends on where there is one.
+_BETWEEN_GPUS = ("gpus_per_node ", "pcie_bytes_per_s ")
 # Narrow formats asked for as the dtype: activations stay in the model's own dtype and the
 # weights take this quantisation.
 _NARROW = {"fp8": "fp8", "int8": "int8_sq", "fp4": "nvfp4", "int4": "int4_wo"}
@@ -111,7 +114,9 @@ class System:
         self.model = model
         self.gpu = gpu = gpu.one_device()  # what software, a rank and a profile see as one
         self.parallelism = parallelism or ParallelismSpec()
-        notes = [*model.notes, *gpu.assumed, *gpu.doubts(), *self.parallelism.check(model, gpu)]
+        one = self.parallelism.num_gpus == 1
+        assumed = [a for a in gpu.assumed if not (one and a.startswith(_BETWEEN_GPUS))]
+        notes = [*model.notes, *assumed, *gpu.doubts(), *self.parallelism.check(model, gpu)]
         if gpu.what_if:
             notes.insert(
                 0,
@@ -336,13 +341,14 @@ class System:
                 usd_per_request=usd / batch_size,
                 usd_per_million_output_tokens=usd / (batch_size * output_len) * 1e6,
                 usd_per_gpu_hour=price.usd_per_hour,
-                source=f"{price.source} ({price.date})",
+                source=price.source_and_date,
             )
         else:
             notes.append(f"no price is known for {self.gpu.name}: cost left out")
         return Prediction(
             model=ModelSummary(
-                self.model.name, self.model.parameters, self.model.active_parameters
+                self.model.name, self.model.parameters, self.model.active_parameters,
+                self.model.kind, self.model.keeps,
             ),
             gpu=GpuSummary(
                 self.gpu.name, self.peak_flops_per_s, self.gpu.hbm_bytes_per_s,
@@ -471,7 +477,8 @@ class System:
         return own, float(input_len) if ranks == 1 else 0.5 * (input_len + own)
 
     def _sources(self) -> tuple[str, ...]:
-        found = [f"profile {self.profile.name}: {self.profile.provenance.get('source', 'own')}"]
+        fitted_to = condensed(self.profile.provenance.get("source", "own"))
+        found = [f"profile {self.profile.name}: {fitted_to}"]
         for what, spec in (("GPU", self.gpu), ("model", self.model)):
             origin = spec.provenance
             if origin is not None:
@@ -594,6 +601,8 @@ def _kept_system(
         "attention_dp": attention_dp, "micro_batches": micro_batches,
     }  # fmt: skip
     given = {name: value for name, value in degrees.items() if value is not None}
+    if isinstance(ep, int):  # before it is asked whether it divides anything
+        check_experts(ep, model)
     # Names are checked here, where their field names are known.
     formats = WorkloadSpec.from_mapping(
         {
