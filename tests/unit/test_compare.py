@@ -113,6 +113,14 @@ def test_what_cannot_be_predicted_is_refused_and_the_rest_stands() -> None:
         compare(["gpt3-6.7b"], energy_model="coal")  # type: ignore[arg-type]
 
 
+def test_stacks_that_nobody_named_are_said_to_differ() -> None:
+    both = compare(["gpt3-6.7b"], ["a100", "h100"])
+    assert any(note.startswith("stacks differ: a100") for note in both.notes)
+    assert not [
+        n for n in compare(["gpt3-6.7b"], ["a100", "h100"], ["vllm"]).notes if "stacks" in n
+    ]
+
+
 # Studies
 
 

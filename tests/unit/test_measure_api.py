@@ -468,7 +468,8 @@ def test_a_debug_traceback_has_no_key(api: Api, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (("--url", "host/v1"), "must be such as https://host/v1"),
+        (("--url", "host/v1"), "url = 'host/v1': must be such as https://host/v1"),
+        (("--url", "notaurl"), "url = 'notaurl': must be such as https://host/v1"),
         (("--url", "ftp://host/v1"), "must be such as"),
         (("--url", "http://user:pass@host/v1"), "must not hold a password"),
         (("--url", "http://host:99999/v1"), "impossible port"),
