@@ -438,11 +438,12 @@ def test_the_key_is_sent_and_nowhere_else(
         "-o", str(tmp_path / "t.csv"),
     ]  # fmt: skip
     api.acts = [refuse(500, f"bad key {KEY}"), say({"error": {"message": f"no {KEY}"}})]
-    assert program.run(arguments) == 0
+    assert program.run(arguments) == 2  # no call succeeded
     api.acts = [refuse(401, f"Bearer {KEY} is wrong")]
     assert program.run(arguments) == 2
     assert all(seen["Authorization"] == f"Bearer {KEY}" for seen in api.headers_seen)
     out, err = capsys.readouterr()
+    assert f"no call succeeded; {tmp_path / 't.csv'} holds what went wrong" in err
     everything = out + err + "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
     assert KEY not in everything
     assert "(key)" in everything
