@@ -43,6 +43,7 @@ def compiled() -> ModuleType:
                 "collective",
                 "step",
                 "generation",
+                "mixed",
                 "moe",
                 "mla",
                 "bulk",

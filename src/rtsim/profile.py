@@ -25,6 +25,7 @@ from rtsim_kernels import (
     collective,
     gemm,
     memory_bound,
+    mixed,
     mla,
     moe,
     scan,
@@ -41,6 +42,7 @@ Array = NDArray[np.float64]
 # a "." after the name are per number format or per implementation.
 DECLARED: dict[str, tuple[tables.Coefficient, ...]] = {
     "host": step.HOST_COEFFICIENTS,
+    "serving": mixed.ENGINE_COEFFICIENTS,
     "gemm": gemm.GEMM_COEFFICIENTS,
     "attention_prefill": attention.ATTENTION_PREFILL_COEFFICIENTS,
     "attention_decode": attention.ATTENTION_DECODE_COEFFICIENTS,
