@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from rtsim import catalog, units
 from rtsim.errors import NotSupported, UnknownName
-from rtsim.specs.provenance import condensed
 
 if TYPE_CHECKING:
     from rtsim.profile import Profile
@@ -210,6 +209,7 @@ def _profile(name: str, changes: Mapping[str, object]) -> Description:
     from dataclasses import asdict
 
     from rtsim.profile import load_profile
+    from rtsim.specs.provenance import condensed
 
     profile = load_profile(name)
     facts = {
