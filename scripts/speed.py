@@ -261,7 +261,7 @@ def page(most_rows: int) -> str:
         "# How fast bulk predictions are",
         "",
         "Written by `python scripts/speed.py --write`; the benchmarks are in `benchmarks/`.",
-        f"Measured on {n_threads()} cores of {platform.machine()} shared with other work, Python "
+        f"Measured on {n_threads()} cores of {platform.machine()}, Python "
         f"{platform.python_version()}, warm.",
         "Times are CPU time of one thread; a full prediction is prefill and decode over the whole",
         "context with memory, cost, energy, utilisation and interval.",
@@ -283,7 +283,7 @@ def page(most_rows: int) -> str:
         "A million rows (4 GPUs x 4 tp x 63 bandwidths x 10 batches x 10 prompts x 10 outputs):",
         "",
         table(
-            ("", "CPU s", "wall s, all cores, busy machine", "rows a second (wall)"),
+            ("", "CPU s", "wall s, all cores", "rows a second (wall)"),
             [
                 (name, f"{cpu:.2f}", f"{wall:.2f}", f"{grid_rows / wall:,.0f}")
                 for name, (wall, cpu) in sweeps.items()
