@@ -248,7 +248,8 @@ def moe_row(
 
 
 # Families of kernels of expert layers, the one that serves a model first.
-_MOE_BACKENDS = ("trtllm", "triton", "cutlass", "deepgemm", "cutedsl", "marlin", "min_latency")
+_MOE_BACKENDS = ("trtllm", "triton", "cutlass", "deepgemm", "cutedsl", "marlin", "min_latency",
+                 "expert_loop")  # fmt: skip
 
 
 def moe_variants(form: str, backend: str = "") -> tuple[str, ...]:

@@ -178,13 +178,14 @@ def predict_moe(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
     """Times of mixture-of-experts layers; regimes by the mean rows of an expert."""
 
     def seconds(group: Group) -> Array:
-        machine = moe.machine_of(group.gpu, device_row(group.gpu), group.key["dtype"])
+        key = group.key
+        machine = moe.machine_of(group.gpu, device_row(group.gpu), key["dtype"], key["residency"])
         if machine is None:
             raise NotSupported(f"{group.gpu.name} states no rate for {group.key['dtype']}")
         rows = moe.rows_of(columns, group.members)
         return moe.predict(rows, machine, resolve.coefficients(group.profile, "moe", group.key))
 
-    by = ("gpu", "stack", "dtype", "kernel")
+    by = ("gpu", "stack", "dtype", "kernel", "residency")
     load = columns["num_tokens"] * columns["top_k"] / columns["num_experts"]
     sizes = Sizes(load, ROUTED_ROW_LIMITS)
     return _predict(columns, profile, "moe", moe.usable(columns), by, seconds, sizes)
