@@ -61,6 +61,9 @@ TRANSFER_SIGMAS = {
     "gemm": 0.15, "scores": 0.2, "values": 0.2, "attention": 0.2, "memory_bound": 0.2,
     "collective": 0.3, "host": 0.15, "prompt_host": 0.15, "moe": 0.25, "mla": 0.25,
 }  # fmt: skip
+# Where the host track of a bare loop over token ids starts from, seconds: it waits for a token and
+# takes the next step; no tokeniser, no scheduler.
+BARE_LOOP = {"step_s": 5e-5, "prompt_token_s": 1e-8, "prefill_layer_s": 1e-6}
 _GROUPS_OF_KIND = {
     "gemm": ("gemm", "scores", "values"),
     "attention_prefill": ("attention",),
@@ -154,6 +157,8 @@ def calibrate(
         by_section.setdefault(block.section, []).append(block)
     for section, members in by_section.items():
         by_section[section] = _timed_alike(members, notes)
+    if generations and all(system.bare_loop for system in generations):
+        start = _with_host(start, **BARE_LOOP)
     issue_s = launch_s(tables, spec, stack)
     if issue_s is not None:
         start = _with_host(start, launch_s=issue_s)

@@ -160,6 +160,7 @@ KINDS: dict[str, Kind] = {
                     "empty: as its nearest profile",
                     "",
                 ),
+                _flag("bare_loop", "token ids in and out: nothing tokenised, scheduled, served", 0),
                 _ROLE,
                 _measured("runtime_s", "mean time of a whole generation, s"),
                 _real("runtime_std_s", "its standard deviation between runs, s"),

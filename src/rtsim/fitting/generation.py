@@ -48,6 +48,7 @@ class Configuration:
     gpu: GpuSpec
     stack: str
     traits: str  # as the rows state them, see `generation_rows.with_traits`
+    bare_loop: bool
     dtype: str
     model: ModelSpec
     parallelism: ParallelismSpec
@@ -88,6 +89,7 @@ def configurations(
             gpu=gpu_of(str(row["gpu"])),
             stack=str(row["stack"]),
             traits=str(row.get("traits", "")),
+            bare_loop=bool(row.get("bare_loop", 0)),
             dtype=str(row["dtype"]),
             model=model_of(row),
             parallelism=parallelism_of(row),

@@ -31,7 +31,7 @@ _CONFIGURATION = (
     *("gpu", "stack", "dtype", "tp", "pp", "num_gpus", "model"),
     *("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size"),
     *("gated_mlp", "vocab_size", "max_positions"),
-    *("num_experts", "top_k", "traits"),
+    *("num_experts", "top_k", "traits", "bare_loop"),
 )
 _FLAG_WORDS = {"0": False, "1": True}
 PROMPT_ONLY = "prompt only"

@@ -30,7 +30,7 @@ from rtsim.measure.case import (
 from rtsim.measure.design import Axis, Point, design
 from rtsim.measure.device import Unsupported
 from rtsim.measure.program import Program
-from rtsim.measure.torch_formats import deviation, random, tolerance, torch_dtype
+from rtsim.measure.torch_formats import compiled, deviation, random, tolerance, torch_dtype
 
 FLASH, EFFICIENT, CUDNN, MATH = "sdpa_flash", "sdpa_efficient", "sdpa_cudnn", "sdpa_math"
 FLEX = "flex_attention"
@@ -66,9 +66,9 @@ def cases(scope: Scope) -> list[Case]:
     count = fitted + (_TOY_VALIDATED if toy else _VALIDATED)
     both = []
     for prefill in (True, False):
-        points = design(_axes(prefill, toy), count,
+        points = design(_axes(scope, prefill), count,
                         accept=partial(_accepted, scope),
-                        corners=() if toy else _corners(prefill))  # fmt: skip
+                        corners=() if toy else _corners(scope, prefill))  # fmt: skip
         usual = WARM if prefill else COLD
         own = []
         for i, point in enumerate(points):
@@ -88,12 +88,12 @@ def cases(scope: Scope) -> list[Case]:
     return [case for own in both for case in own]
 
 
-def _axes(prefill: bool, toy: bool) -> list[Axis]:
-    shape = [Axis("num_heads", choices=_HEADS), Axis("group", choices=_GROUPS),
-             Axis("head_dim", choices=_HEAD_DIMS)]  # fmt: skip
-    if toy:
-        shape = [Axis("num_heads", choices=(4, 8)), Axis("group", choices=(1, 4)),
-                 Axis("head_dim", choices=(32, 64))]  # fmt: skip
+def _axes(scope: Scope, prefill: bool) -> list[Axis]:
+    toy = scope.toy
+    # The memory-efficient kernel does not group heads.
+    groups = (1,) if scope.attention == EFFICIENT else (1, 4) if toy else _GROUPS
+    shape = [Axis("num_heads", choices=(4, 8) if toy else _HEADS), Axis("group", choices=groups),
+             Axis("head_dim", choices=(32, 64) if toy else _HEAD_DIMS)]  # fmt: skip
     if prefill:
         sizes = [Axis("batch", 1, 2 if toy else 64), Axis("query_tokens", 16, 64 if toy else 16384)]
     else:
@@ -102,9 +102,10 @@ def _axes(prefill: bool, toy: bool) -> list[Axis]:
     return [*sizes, *shape]
 
 
-def _corners(prefill: bool) -> list[dict[str, int]]:
+def _corners(scope: Scope, prefill: bool) -> list[dict[str, int]]:
     usual = {"num_heads": 32, "group": 4, "head_dim": 128}
-    return [{**usual, **c} for c in (_PREFILL_CORNERS if prefill else _DECODE_CORNERS)]
+    corners = [{**usual, **c} for c in (_PREFILL_CORNERS if prefill else _DECODE_CORNERS)]
+    return [{**c, "group": 1} if scope.attention == EFFICIENT else c for c in corners]
 
 
 def _accepted(scope: Scope, p: Point) -> bool:
@@ -212,15 +213,14 @@ def _sdpa(kernel: str, causal: bool, grouped: bool) -> Callable[..., Any]:
 def _flex(
     queries: int, context: int, window: int, grouped: bool, device: str
 ) -> Callable[..., Any]:
-    import torch
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     def visible(b: Any, h: Any, q: Any, k: Any) -> Any:
         return (q >= k) & (q - k < window)
 
     mask = create_block_mask(visible, None, None, queries, context, device=device)
-    compiled = torch.compile(flex_attention, dynamic=False)
-    return lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=grouped)
+    attend = compiled(flex_attention, dynamic=False)
+    return lambda q, k, v: attend(q, k, v, block_mask=mask, enable_gqa=grouped)
 
 
 def _error(result: Any, q: Any, k: Any, v: Any, window: int) -> float:

@@ -225,13 +225,12 @@ def _int4(dtype: str, m: int, n: int, k: int, device: str, copies: int) -> Progr
     pack = needs(torch.ops.aten, "_convert_weight_to_int4pack")
     product = needs(torch.ops.aten, "_weight_int4pack_mm")
     x = random((m, k), torch.bfloat16, device)
-    codes = [torch.randint(0, 16, (n, k), dtype=torch.int32, device=device) for _ in range(copies)]
     scales = torch.full((k // INT4_GROUP, n, 2), 0.1, dtype=torch.bfloat16, device=device)
     scales[..., 1] = 0.0
+    first = torch.randint(0, 16, (n, k), dtype=torch.int32, device=device)
     # Two codes to a byte, the even one in the upper half.
-    weights = [pack((c[:, ::2] << 4 | c[:, 1::2]).to(torch.uint8), INT4_INNER_TILES) for c in codes]
-    first = codes[0]
-    del codes
+    packed = pack((first[:, ::2] << 4 | first[:, 1::2]).to(torch.uint8), INT4_INNER_TILES)
+    weights = [packed.clone() for _ in range(copies)]
 
     def call(w: Any) -> Any:
         return product(x, w, INT4_GROUP, scales)

@@ -29,6 +29,7 @@ from rtsim.measure.case import (
 from rtsim.measure.decoder import Decoder, Shape, decoder_layer, make, reference_logits
 from rtsim.measure.device import Unsupported
 from rtsim.measure.program import Program
+from rtsim.measure.torch_formats import compiled
 
 FITTED_SHAPES: tuple[Shape, ...] = (
     Shape("gpt2-124m", 12, 768, 12, 12, 3072, 50304, gated_mlp=0),
@@ -51,6 +52,8 @@ _SIZES: tuple[Size, ...] = ((1, 128, 1), (1, 128, 17), (1, 1024, 1), (1, 1024, 9
                             (8, 512, 1), (8, 512, 9), (32, 128, 9))  # fmt: skip
 _OTHER_SIZES: tuple[Size, ...] = ((1, 512, 1), (1, 512, 13), (4, 2048, 1), (16, 256, 11))
 _TOY_SIZES, _TOY_OTHER_SIZES = ((1, 16, 1), (2, 8, 3)), ((1, 12, 2),)
+
+MAX_POSITIONS = 4096  # as the models state it; a cache is as long as its generation
 
 # What the modes run, as a profile's [stack] says it.
 TRAITS = {
@@ -108,10 +111,10 @@ def case_of(
             "num_layers": shape.num_layers, "hidden_size": shape.hidden_size,
             "num_heads": shape.num_heads, "num_kv_heads": shape.num_kv_heads,
             "head_dim": shape.head_dim, "ffn_size": shape.ffn_size, "gated_mlp": shape.gated_mlp,
-            "vocab_size": shape.vocab_size, "max_positions": longest, "tp": 1, "pp": 1,
+            "vocab_size": shape.vocab_size, "max_positions": MAX_POSITIONS, "tp": 1, "pp": 1,
             "num_gpus": 1, "parameters_per_gpu": 0, "batch": batch, "prompt_tokens": prompt,
             "output_tokens": output, "num_experts": shape.num_experts, "top_k": shape.top_k,
-            "traits": TRAITS[mode], "role": role,
+            "traits": TRAITS[mode], "bare_loop": 1, "role": role,
         },
         flops=flops,
         moved_bytes=output * (per_step + element * cache),
@@ -176,11 +179,8 @@ def _decoder(case: Case, dtype: str, device: str) -> Decoder:
 
 
 def _compiled_layer() -> Callable[..., Any]:
-    import torch
-
     if not _compiled:
-        torch._dynamo.config.cache_size_limit = 64  # shapes of all models
-        _compiled.append(torch.compile(decoder_layer, dynamic=True))
+        _compiled.append(compiled(decoder_layer, dynamic=True))
     return _compiled[0]
 
 

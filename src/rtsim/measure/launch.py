@@ -9,6 +9,7 @@ from typing import Any
 
 from rtsim.measure.case import CALIBRATION, COMPILED_STACK, GRAPHS_STACK, STACK, Case, Scope
 from rtsim.measure.program import Program
+from rtsim.measure.torch_formats import compiled
 
 EAGER, COMPILED, GRAPH = "eager", "compiled", "graph"
 _STACKS = {EAGER: STACK, COMPILED: COMPILED_STACK, GRAPH: GRAPHS_STACK}
@@ -48,12 +49,12 @@ def program(case: Case, device: str, copies: int) -> Program:
         def add(value: Any) -> Any:
             return value.add_(1.0)
 
-        compiled = torch.compile(add)
-        compiled(x)
+        one = compiled(add, dynamic=False)
+        one(x)
 
         def issue() -> None:
             for _ in range(kernels):
-                compiled(x)
+                one(x)
 
     elif case.values["mode"] == GRAPH:
         from rtsim.measure.timing import captured

@@ -28,7 +28,7 @@ from rtsim.measure.case import (
 )
 from rtsim.measure.design import Axis, design
 from rtsim.measure.program import Program
-from rtsim.measure.torch_formats import deviation, needs, random, tolerance, torch_dtype
+from rtsim.measure.torch_formats import compiled, deviation, needs, random, tolerance, torch_dtype
 
 ARGMAX, EMBEDDING, QUANTIZE = "argmax", "embedding", "fp8_static_quantize"
 PLAIN = ("add", "mul", "add_scalar", "copy", "relu", "gelu", "silu", "softmax", "layernorm",
@@ -181,10 +181,8 @@ _made: dict[str, Callable[..., Any]] = {}  # compiled once for all sizes
 
 
 def _compiled(name: str) -> Callable[..., Any]:
-    import torch
-
     if name not in _made:
-        _made[name] = torch.compile(_references()[name], dynamic=True)
+        _made[name] = compiled(_references()[name], dynamic=True)
     return _made[name]
 
 

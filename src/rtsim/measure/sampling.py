@@ -103,8 +103,10 @@ class Sampler:
                     float(nvml.nvmlDeviceGetTemperature(gpu, nvml.NVML_TEMPERATURE_GPU)),
                 )
             )
-            # The name until driver 535; kept by later libraries.
-            self._bits |= int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu))
+            reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
+            # The name until driver 535.
+            reasons = reasons or nvml.nvmlDeviceGetCurrentClocksThrottleReasons
+            self._bits |= int(reasons(gpu))
         except nvml.NVMLError:
             return False
         return True

@@ -15,6 +15,7 @@ from rtsim.measure.device import Unsupported
 # Unit of rounding of a format's results.
 _ROUNDING = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
 _TOLERANCE = 8.0  # roundings that a result may be off by, over the root mean square
+_MOST_SHAPES = 64  # that one function may be compiled for
 _SAMPLE_ROWS = 64  # of a large result that are compared
 
 
@@ -77,6 +78,18 @@ def sampled_rows(n_rows: int, device: str) -> Any:
     if n_rows <= _SAMPLE_ROWS:
         return torch.arange(n_rows, device=device)
     return torch.linspace(0, n_rows - 1, _SAMPLE_ROWS, device=device).round().long()
+
+
+def compiled(function: Callable[..., Any], *, dynamic: bool) -> Callable[..., Any]:
+    """`function` as torch.compile makes it, whole or not at all: nothing falls back to eager."""
+    import torch
+
+    limits = torch._dynamo.config
+    for name in ("recompile_limit", "cache_size_limit"):  # the name depends on the version
+        if hasattr(limits, name):
+            setattr(limits, name, _MOST_SHAPES)
+    made: Callable[..., Any] = torch.compile(function, dynamic=dynamic, fullgraph=True)
+    return made
 
 
 @contextmanager
