@@ -69,14 +69,17 @@ class Budget:
         call_s = self.call_s(case)
         calls, replays = schedule(call_s)
         timed = (replays + WARM_UP_REPLAYS) * calls * call_s
-        setup = _SETUP_S + case.setup_s + _SETUP_PASSES * case.memory_bytes / self.bytes_per_s
+        setup = _SETUP_S + _SETUP_PASSES * case.memory_bytes / self.bytes_per_s
         setup += _REFERENCE_WORK * call_s
-        return (timed + setup) * self._factor.get(case.family, 1.0)
+        return (timed + setup) * self._factor.get(case.family, 1.0) + case.setup_s
 
     def learn(self, case: Case, took_s: float) -> None:
         """Account for what a case really took."""
         before = self._factor.get(case.family, 1.0)
-        ratio = took_s / max(self.cost_s(case) / before, 1e-6)
+        expected_s = self.cost_s(case) - case.setup_s
+        if case.setup_s > expected_s:  # a compilation says nothing about the others
+            return
+        ratio = max(took_s - case.setup_s, 0.0) / max(expected_s / before, 1e-6)
         ratio = min(max(ratio, 0.05), 50.0)
         self._factor[case.family] = before * (ratio / before) ** _LEARNING
 
