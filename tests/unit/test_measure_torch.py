@@ -185,7 +185,7 @@ def test_a_layer_needs_no_module_to_keep_its_input() -> None:
     x = random((1, 4, 32), torch.float32, "cpu")
     before = x.clone()
     keys, values = decoder.cache[0]
-    decoder_layer(x, decoder.layers[0], keys, values, 0, decoder.angles, shape)
+    decoder_layer(x, decoder.layers[0], keys, values, 0, True, False, decoder.angles, shape)
     assert torch.equal(x, before)
 
 

@@ -189,7 +189,7 @@ def program(case: Case, device: str, copies: int) -> Program:
         [partial(attend, *s) for s in sets],
         lambda: _error(attend(*sets[0]), *sets[0], window),
         # Probabilities are rounded to the format before they weigh the values.
-        4.0 * tolerance(dtype, context),
+        2.0 * tolerance(dtype, context),
     )
 
 

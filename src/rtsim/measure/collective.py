@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import tempfile
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from rtsim.measure.case import CALIBRATION, STACK, VALIDATION, Case, Scope
@@ -82,10 +83,13 @@ class Workers:
         self._processes: list[Any] = []
         self._pipes: list[Any] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._silent: set[int] = set()  # numbers of GPUs that gave no answer once
 
     def measure(self, case: Case) -> Timed:
         """Time a case on as many GPUs as it asks for. Raises CaseFault."""
         wanted = case.number("num_gpus")
+        if wanted in self._silent:
+            raise CaseFault("failed", f"{wanted} GPUs gave no answer before")
         if len(self._processes) != wanted:
             self.close()
             self._start(wanted)
@@ -133,6 +137,7 @@ class Workers:
 
     def _answer(self, pipe: Any) -> tuple[list[float], str]:
         if not pipe.poll(_ANSWER_S):
+            self._silent.add(len(self._processes))
             raise CaseFault("failed", f"no answer of a GPU within {_ANSWER_S:g} s")
         answer = pipe.recv()
         if isinstance(answer, str):
@@ -156,8 +161,8 @@ def _work(pipe: Any, device: str, rank: int, count: int, meeting: str) -> None:
         while (values := pipe.recv()) is not None:
             try:
                 pipe.send(_timed(values, device, rank, count))
-            except (RuntimeError, ValueError) as error:
-                pipe.send(" ".join(str(error).split())[:200])
+            except Exception as error:  # told to the run, which goes on
+                pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
     except (EOFError, KeyboardInterrupt):
         pass
     finally:
@@ -171,17 +176,18 @@ def _timed(values: dict[str, Any], device: str, rank: int, count: int) -> tuple[
     import torch
     import torch.distributed as dist
 
-    call = _call(values, device, rank, count)
-    run, how = _repeated(call), "wall"
+    operation = _Operation(values, device, rank, count)
+    operation.check()
+    run, how = _repeated(operation.call), "wall"
     if device == "cuda":
-        call()  # sets the group's channels up
         try:
-            run, how = captured([call] * _CALLS).replay, "graph"
+            run, how = captured([operation.call] * _CALLS).replay, "graph"
         except RuntimeError:
             torch.cuda.synchronize()
             how = "events"
     seconds = []
     for i in range(_WARM_UP + _REPEATS):
+        operation.refill()
         dist.barrier()
         if device == "cuda":
             torch.cuda.synchronize()
@@ -208,24 +214,56 @@ def _repeated(call: Call) -> Call:
     return run
 
 
-def _call(values: dict[str, Any], device: str, rank: int, count: int) -> Call:
-    import torch
-    import torch.distributed as dist
+class _Operation:
+    """A collective with its buffers. `call` runs it once."""
 
-    from rtsim.measure.torch_formats import random, torch_dtype
+    def __init__(self, values: dict[str, Any], device: str, rank: int, count: int) -> None:
+        import torch
+        import torch.distributed as dist
 
-    stored = torch_dtype(str(values["dtype"]))
-    elements = int(values["message_bytes"]) // stored.itemsize
-    whole = random((elements,), stored, device)
-    part = random((elements // count,), stored, device)
-    name = values["collective"]
-    if name == "all_reduce":
-        return lambda: dist.all_reduce(whole)
-    if name == "all_gather":
-        return lambda: dist.all_gather_into_tensor(whole, part)
-    if name == "reduce_scatter":
-        return lambda: dist.reduce_scatter_tensor(part, whole)
-    if name == "alltoall":
-        other = torch.empty_like(whole)
-        return lambda: dist.all_to_all_single(other, whole)
-    return lambda: dist.send(whole, 1) if rank == 0 else dist.recv(whole, 0)
+        from rtsim.measure.torch_formats import torch_dtype
+
+        stored = torch_dtype(str(values["dtype"]))
+        elements = int(values["message_bytes"]) // stored.itemsize
+        self.name, self.rank, self.count = str(values["collective"]), rank, count
+        self.whole = torch.empty(elements, dtype=stored, device=device)
+        self.part = torch.empty(elements // count, dtype=stored, device=device)
+        self.result = self.whole
+        whole, part = self.whole, self.part
+        if self.name == "all_reduce":
+            self.call: Call = partial(dist.all_reduce, whole)
+        elif self.name == "all_gather":
+            gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+            self.call = partial(gather, whole, part)
+        elif self.name == "reduce_scatter":
+            self.result = part
+            scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+            self.call = partial(scatter, part, whole)
+        elif self.name == "alltoall":
+            self.result = torch.empty_like(whole)
+            self.call = partial(dist.all_to_all_single, self.result, whole)
+        else:
+            self.call = partial(dist.recv, whole, 0) if rank else partial(dist.send, whole, 1)
+
+    def refill(self) -> None:
+        """Random data, anew for each replay: repeated sums would run out of the format."""
+        self.whole.normal_()
+        self.part.normal_()
+
+    def check(self) -> None:
+        """Run it once on the ranks' numbers; raises ValueError where the result is another."""
+        import torch
+
+        self.whole.fill_(self.rank + 1.0)
+        self.part.fill_(self.rank + 1.0)
+        self.call()
+        made = self.result.float()
+        if self.name in ("all_reduce", "reduce_scatter"):
+            expected = torch.full_like(made, self.count * (self.count + 1) / 2.0)
+        elif self.name == "send_recv":
+            expected = torch.ones_like(made)
+        else:
+            ranks = torch.arange(1.0, self.count + 1.0, device=made.device)
+            expected = ranks.repeat_interleave(len(made) // self.count)
+        if not torch.equal(made, expected):
+            raise ValueError(f"{self.name} gave a wrong result")

@@ -110,6 +110,7 @@ class Decoder:
         from torch.nn import functional
 
         s, end = self.shape, start + tokens.shape[1]
+        prompt, grouped = tokens.shape[1] > 1, s.num_heads != s.num_kv_heads
         x = functional.embedding(tokens, self.ends["embedding"])
         cos_sin = None
         if s.gated_mlp and self.angles is not None:
@@ -117,7 +118,7 @@ class Decoder:
         else:
             x = x + self.ends["positions"][start:end]
         for weights, (keys, values) in zip(self.layers, self.cache, strict=True):
-            x = self.layer(x, weights, keys, values, start, cos_sin, s)
+            x = self.layer(x, weights, keys, values, start, prompt, grouped, cos_sin, s)
         x = _norm(x[:, -1], self.ends, "norm", s)
         return functional.linear(x, self.ends["head"])
 
@@ -162,9 +163,21 @@ def make(shape: Shape, dtype: str, device: str, layer: Layer | None = None) -> D
 
 
 def decoder_layer(
-    x: Any, w: Weights, keys: Any, values: Any, start: int, cos_sin: Any, s: Shape
+    x: Any,
+    w: Weights,
+    keys: Any,
+    values: Any,
+    start: int,
+    prompt: bool,
+    grouped: bool,
+    cos_sin: Any,
+    s: Shape,
 ) -> Any:
-    """One layer on x [batch, new, hidden]; writes keys and values at `start` of its cache."""
+    """One layer on x [batch, new, hidden]; writes keys and values at `start` of its cache.
+
+    prompt: whether there are several new tokens, which see earlier ones only. grouped: whether
+    heads share keys. Both are arguments so that a compiler takes them as constants.
+    """
     from torch.nn import functional
 
     batch, new, _ = x.shape
@@ -177,8 +190,8 @@ def decoder_layer(
     keys[:, :, start:end] = k
     values[:, :, start:end] = v
     attended = functional.scaled_dot_product_attention(
-        q, keys[:, :, :end], values[:, :, :end], is_causal=new > 1,
-        enable_gqa=s.num_heads != s.num_kv_heads,
+        q, keys[:, :, :end], values[:, :, :end], is_causal=prompt,
+        enable_gqa=grouped,
     )  # fmt: skip
     joined = attended.transpose(1, 2).reshape(batch, new, s.num_heads * s.head_dim)
     x = x + functional.linear(joined, w["out"], w.get("out_bias"))
@@ -228,10 +241,11 @@ def reference_logits(decoder: Decoder, tokens: Any) -> Any:
     wide.ends = {name: value.float() for name, value in decoder.ends.items()}
     x = torch.nn.functional.embedding(tokens, wide.ends["embedding"])
     cos_sin = wide.angles if s.gated_mlp else None
+    grouped = s.num_heads != s.num_kv_heads
     if not s.gated_mlp:
         x = x + wide.ends["positions"][: tokens.shape[1]]
     for weights, (keys, values) in zip(decoder.layers, wide.cache, strict=True):
         exact = {name: value.float() for name, value in weights.items()}
-        x = decoder_layer(x, exact, keys, values, 0, cos_sin, s)
+        x = decoder_layer(x, exact, keys, values, 0, True, grouped, cos_sin, s)
     x = _norm(x[:, -1], wide.ends, "norm", s)
     return torch.nn.functional.linear(x, wide.ends["head"])

@@ -121,7 +121,7 @@ def program(case: Case, device: str, copies: int) -> Program:
                                              for t in first)))  # fmt: skip
 
     # Eighth of the value range of e4m3: three bits of mantissa, over the root mean square.
-    allowed = 0.6 if name == QUANTIZE else 8.0 * tolerance(dtype, 1)
+    allowed = 0.6 if name == QUANTIZE else 2.0 * tolerance(dtype, 1)
     return Program([partial(operator, *s) for s in sets], error, allowed)
 
 

@@ -132,7 +132,7 @@ def program(case: Case, device: str, copies: int) -> Program:
     return Program(
         [partial(experts_layer, x, logits, up, down, top_k, product) for up, down in sets],
         lambda: _error(x, logits, *sets[0], top_k, product),
-        8.0 * tolerance(dtype, max(hidden, width)),
+        4.0 * tolerance(dtype, max(hidden, width)),
         touch=(x, logits),
     )
 

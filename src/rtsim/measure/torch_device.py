@@ -38,7 +38,7 @@ _ROTATED_PART = 0.3  # of the memory
 _NOT_THERE = (
     "not implemented", "not supported", "no available kernel", "unsupported", "only supported",
     "requires compute capability", "no valid", "not compiled", "expected", "must be", "invalid",
-    "could not create a primitive", "no kernel", "not_supported",
+    "could not create a primitive", "no kernel", "not_supported", "no viable",
 )  # fmt: skip
 
 PROGRAMS = {

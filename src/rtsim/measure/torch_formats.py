@@ -14,7 +14,8 @@ from rtsim.measure.device import Unsupported
 
 # Unit of rounding of a format's results.
 _ROUNDING = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**-8}
-_TOLERANCE = 8.0  # roundings that a result may be off by, over the root mean square
+_TOLERANCE = 16.0  # roundings that a result may be off by, over the root mean square: large ones
+#                    are four times that, and libraries add parts in the format itself
 _MOST_SHAPES = 64  # that one function may be compiled for
 _SAMPLE_ROWS = 64  # of a large result that are compared
 
@@ -52,7 +53,7 @@ def tolerance(dtype: str, inner: int) -> float:
     Inputs are exact in their format; sums are kept in fp32, where errors grow with sqrt(inner),
     and rounded once. tf32 rounds its inputs as well.
 
-    >>> tolerance("bf16", 4096) < 0.05 < tolerance("fp16", 4096) * 10
+    >>> tolerance("bf16", 4096) < 0.1 < tolerance("fp16", 4096) * 20
     True
     """
     rounding = _ROUNDING.get(dtype, _ROUNDING["bf16"])
