@@ -17,7 +17,7 @@ from rtsim.measure.device import DeviceFacts, Measurement
 REPLAY_S = 150e-6  # a replay is made of as many calls as fill this: events are good to 0.5 us
 TIMED_S = 30e-3  # replays of a row take about this long together
 MOST_CALLS, LEAST_REPLAYS, MOST_REPLAYS = 32, 7, 60
-WARM_UP_REPLAYS = 3
+LEAST_WARM_UPS, WARM_UP_S = 3, 5e-3  # clocks rise within milliseconds
 
 _SETUP_S = 0.03  # allocation, random numbers, capture
 _SETUP_PASSES = 8.0  # over the operands: making them, copies, reference
@@ -36,6 +36,15 @@ def schedule(call_s: float) -> tuple[int, int]:
     calls = min(MOST_CALLS, max(1, math.ceil(REPLAY_S / call_s)))
     replays = min(MOST_REPLAYS, max(LEAST_REPLAYS, math.ceil(TIMED_S / (calls * call_s))))
     return calls, replays
+
+
+def warm_ups(replay_s: float) -> int:
+    """Replays before those that count.
+
+    >>> warm_ups(150e-6), warm_ups(1.0)
+    (34, 3)
+    """
+    return max(LEAST_WARM_UPS, math.ceil(WARM_UP_S / max(replay_s, 1e-7)))
 
 
 @dataclass
@@ -68,7 +77,7 @@ class Budget:
         """Expected seconds to measure a case."""
         call_s = self.call_s(case)
         calls, replays = schedule(call_s)
-        timed = (replays + WARM_UP_REPLAYS) * calls * call_s
+        timed = (replays + warm_ups(calls * call_s)) * calls * call_s
         setup = _SETUP_S + _SETUP_PASSES * case.memory_bytes / self.bytes_per_s
         setup += _REFERENCE_WORK * call_s
         return (timed + setup) * self._factor.get(case.family, 1.0) + case.setup_s

@@ -41,9 +41,12 @@ def gpu_name(facts: DeviceFacts) -> tuple[str, bool]:
     """
     if facts.kind != "cpu":
         try:
-            return load_gpu(facts.name).name, True
+            found = load_gpu(facts.name)
         except UnknownName:
-            pass
+            found = None
+        # A slice of a GPU, or another part of that name, is not the catalogue's.
+        if found and facts.sm_count in (0, found.one_device().sm_count):
+            return found.name, True
     slug = re.sub(r"[^a-z0-9]+", "-", facts.name.lower()).strip("-")
     return slug or facts.kind, False
 

@@ -1,6 +1,7 @@
 """What the host pays to issue a kernel: eager, from compiled code, and by replaying a CUDA graph.
 
-The kernels add to one number. Timed is the host until all are issued, not until they are done.
+The kernels add to one number; compiled code multiplies small matrices. Timed is the host until all
+are issued, not until they are done.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from rtsim.measure.torch_formats import compiled
 
 EAGER, COMPILED, GRAPH = "eager", "compiled", "graph"
 _STACKS = {EAGER: STACK, COMPILED: COMPILED_STACK, GRAPH: GRAPHS_STACK}
-_KERNELS = (50, 200, 400)  # fewer than the driver queues before the host has to wait
-_TOY_KERNELS = (20,)
+_KERNELS = (48, 200, 400)  # fewer than the driver queues before the host has to wait
+_TOY_KERNELS = (24,)
+_CHAIN = 8  # kernels of one compiled call, as of a part of a layer
 _COMPILE_S = 10.0
 
 
@@ -45,16 +47,19 @@ def program(case: Case, device: str, copies: int) -> Program:
     x = torch.zeros(1, device=device)
     step: Any = x.add_
     if case.values["mode"] == COMPILED:
+        small = torch.ones((16, 16), device=device)
 
-        def add(value: Any) -> Any:
-            return value.add_(1.0)
+        def chain(value: Any) -> Any:
+            for _ in range(_CHAIN):  # products: a compiler would make one kernel of additions
+                value = value @ small
+            return value
 
-        one = compiled(add, dynamic=False)
-        one(x)
+        together = compiled(chain, dynamic=False)
+        together(small)
 
         def issue() -> None:
-            for _ in range(kernels):
-                one(x)
+            for _ in range(kernels // _CHAIN):
+                together(small)
 
     elif case.values["mode"] == GRAPH:
         from rtsim.measure.timing import captured

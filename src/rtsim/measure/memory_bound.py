@@ -92,7 +92,7 @@ def case_of(
         moved_bytes=read + written,
         memory_bytes=read + written + (EMBEDDING_ROWS * size["cols"] * element
                                        if name == EMBEDDING else 0.0),
-        rotated_bytes=read if residency == COLD and name != EMBEDDING else 0.0,
+        rotated_bytes=read if residency == COLD else 0.0,
         setup_s=setup_s,
     )  # fmt: skip
 

@@ -20,13 +20,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rtsim.measure.budget import WARM_UP_REPLAYS, schedule
+from rtsim.measure.budget import LEAST_WARM_UPS, schedule, warm_ups
 from rtsim.measure.program import Call, Program
 
 HOST_TIMED_S = 0.4  # calls that are timed on the host's clock take about this long together
 HOST_LEAST, HOST_MOST = 5, 40
 L2_FLUSHES = 3.0  # a flush reads this many times what the L2 holds
 CPU_FLUSH_BYTES = 2**24
+_WAKE_S = 1.0
 _IDLE_CLOCKS = 60_000  # about 30 us: longer than the host needs to issue a replay
 
 
@@ -65,7 +66,8 @@ def captured(calls: Sequence[Call], pool: Any = None) -> Any:
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # Other threads (that ask for clocks, that watch NCCL) may go on meanwhile.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         for call in calls:
             call()
     return graph
@@ -79,6 +81,20 @@ def flusher(l2_bytes: float, device: str) -> Call:
     buffer = torch.ones(size // 4, dtype=torch.float32, device=device)
     read: Call = buffer.sum
     return read
+
+
+def wake(device: str) -> None:
+    """Products for a while: an idle GPU is slow to raise its clocks."""
+    import torch
+
+    if device == "cpu":
+        return
+    x = torch.randn((4096, 4096), device=device, dtype=torch.float16)
+    end = time.monotonic() + _WAKE_S
+    while time.monotonic() < end:
+        for _ in range(20):
+            torch.matmul(x, x)
+        torch.cuda.synchronize()
 
 
 def time_program(
@@ -123,7 +139,7 @@ def _on_gpu(program: Program, expected_s: float, cold: bool, flush: Call) -> Tim
         graph = _try_capture(rotated)
         if graph is not None:
             run, timing = graph.replay, "graph"
-    for _ in range(WARM_UP_REPLAYS):
+    for _ in range(warm_ups(between_events(run))):
         between_events(run)
     per = calls * program.per_call
     return summary([between_events(run) / per for _ in range(replays)], timing)
@@ -160,13 +176,14 @@ def _on_cpu(program: Program, expected_s: float, cold: bool, flush: Call) -> Tim
     calls, replays = schedule(max(expected_s, time.perf_counter() - start))
     rotated = [program.calls[i % len(program.calls)] for i in range(calls)]
     seconds = []
-    for i in range(WARM_UP_REPLAYS + replays):
+    first = LEAST_WARM_UPS
+    for i in range(first + replays):
         if cold:
             flush()
         start = time.perf_counter()
         for call in rotated:
             call()
-        if i >= WARM_UP_REPLAYS:
+        if i >= first:
             seconds.append((time.perf_counter() - start) / (calls * program.per_call))
     return summary(seconds, "wall")
 

@@ -102,6 +102,7 @@ class TorchDevice:
 
         if self._flush is None:
             self._flush = timing.flusher(self._facts.l2_bytes, self.name)
+            timing.wake(self.name)
         program = PROGRAMS[case.family](case, self.name, self.copies(case))
         error = self._checked(program)
         expected_s = self._budget.call_s(case)
