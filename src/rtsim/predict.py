@@ -178,7 +178,7 @@ class System:
 
         Not for several threads at once (scratch arrays are kept); a system per thread is.
         """
-        kernels, machine = self._compiled_form()
+        kernels, machine = self.compiled_form()
         prefill_s, decode_s = kernels.generation.generation_s(
             float(-(-batch_size // self.parallelism.sequence_groups)), float(input_len),
             float(output_len),
@@ -187,7 +187,7 @@ class System:
         tpot_s = decode_s / (output_len - 1) if output_len > 1 else math.nan
         return Times(prefill_s, tpot_s, prefill_s + decode_s)
 
-    def _compiled_form(self) -> tuple[ModuleType, Any]:
+    def compiled_form(self) -> tuple[ModuleType, Any]:
         """The compiled kernels and this system's machine in their form."""
         if self._compiled is None:
             kernels = rtsim_kernels.compiled()
@@ -198,7 +198,7 @@ class System:
                   compiled: bool) -> _Evaluation:  # fmt: skip
         arrays = [np.zeros((len(self.table.rows), 2)) for _ in range(3)]
         if compiled:
-            kernels, machine = self._compiled_form()
+            kernels, machine = self.compiled_form()
             run = kernels.generation.generation_s
             operators, segments = self.table.rows, self.table.segments
         else:
@@ -256,7 +256,7 @@ class System:
 
         Arrays (rows,) of sizes; returns (rows, 2, groups): prefill and decode, `profile.GROUPS`.
         """
-        kernels, machine = self._compiled_form()
+        kernels, machine = self.compiled_form()
         out: Array = np.zeros((len(batch_size), 2, len(GROUPS)))
         kernels.generation.generation_many(
             np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.sequence_groups),
