@@ -26,7 +26,6 @@ from numpy.typing import NDArray
 from rtsim.catalog import load_gpu
 from rtsim.errors import DataError, SpecError
 from rtsim.fitting import generation
-from rtsim.fitting.generation_rows import with_traits
 from rtsim.fitting.kinds import Block, SectionFit, choose, cross_validated, fit_blocks
 from rtsim.fitting.sort_rows import (
     FileReport,
@@ -36,6 +35,7 @@ from rtsim.fitting.sort_rows import (
     table_paths,
     why_nothing,
 )
+from rtsim.fitting.start import informed, timed_alike
 from rtsim.measurements import Table, read_table
 from rtsim.operators import StackTraits
 from rtsim.profile import DECLARED, DEVIATIONS_90, Profile, load_profile
@@ -61,9 +61,6 @@ TRANSFER_SIGMAS = {
     "gemm": 0.15, "scores": 0.2, "values": 0.2, "attention": 0.2, "memory_bound": 0.2,
     "collective": 0.3, "host": 0.15, "prompt_host": 0.15, "moe": 0.25, "mla": 0.25,
 }  # fmt: skip
-# Where the host track of a bare loop over token ids starts from, seconds: it waits for a token and
-# takes the next step; no tokeniser, no scheduler.
-BARE_LOOP = {"step_s": 5e-5, "prompt_token_s": 1e-8, "prefill_layer_s": 1e-6}
 _GROUPS_OF_KIND = {
     "gemm": ("gemm", "scores", "values"),
     "attention_prefill": ("attention",),
@@ -150,19 +147,13 @@ def calibrate(
     report = progress or (lambda what, done, total: None)
 
     blocks, generations, file_reports, beaten = sort_rows(tables, spec, stack)
-    start = _with_stated_traits(start, generations)
     notes: list[str] = []
     by_section: dict[str, list[Block]] = {}
     for block in blocks:
         by_section.setdefault(block.section, []).append(block)
     for section, members in by_section.items():
-        by_section[section] = _timed_alike(members, notes)
-    if generations and all(system.bare_loop for system in generations):
-        start = _with_host(start, **BARE_LOOP)
-    issue_s = launch_s(tables, spec, stack)
-    if issue_s is not None:
-        start = _with_host(start, launch_s=issue_s)
-        notes.append(f"host.launch_s starts from {issue_s * 1e6:.3g} us, that of empty kernels")
+        by_section[section] = timed_alike(members, notes)
+    start = informed(start, generations, launch_s(tables, spec, stack), notes)
     if not by_section and not generations:
         raise DataError(
             ", ".join(map(str, paths[:3])), f"no row of {stack} on {spec.name} to fit: "
@@ -236,19 +227,6 @@ def calibrate(
 
 
 # Kernels --------------------------------------------------------------------------------------
-
-
-def _timed_alike(blocks: Sequence[Block], notes: list[str]) -> list[Block]:
-    """Blocks of a section without those that a launch is in, where others have none in."""
-    without = [block for block in blocks if not block.launched]
-    if not without or len(without) == len(blocks):
-        return list(blocks)
-    left_out = sum(len(block) for block in blocks if block.launched)
-    notes.append(
-        f"{blocks[0].section}: {left_out} rows timed with their launch are not fitted beside "
-        "rows without"
-    )
-    return without
 
 
 def _fit_section(
@@ -401,25 +379,6 @@ def _start(gpu: GpuSpec, stack: str, base: str | None) -> Profile:
             sigma_unseen={**UNFITTED_SIGMAS, **_hosts(nearest.sigma_unseen)},
         )  # fmt: skip
     return blank_profile(stack, gpu)
-
-
-def _with_stated_traits(profile: Profile, systems: Sequence[generation.Configuration]) -> Profile:
-    """`profile` with the traits that rows of whole generations state. Raises SpecError."""
-    stated = sorted({system.traits for system in systems} - {""})
-    if len(stated) > 1:
-        raise SpecError(
-            "traits", stated[1], f"rows of one stack must agree; others state '{stated[0]}'"
-        )
-    return with_traits(profile, stated[0]) if stated else profile
-
-
-def _with_host(profile: Profile, **values: float) -> Profile:
-    """`profile` with some host coefficients set, as far as their bounds allow."""
-    host = profile.section("host")
-    for c in DECLARED["host"]:
-        if c.name in values:
-            host[c.name] = min(max(values[c.name], c.lower), c.upper)
-    return replace(profile, coefficients={**profile.coefficients, "host": host})
 
 
 def _hosts(sigmas: Mapping[str, float]) -> dict[str, float]:

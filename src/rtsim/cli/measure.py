@@ -68,5 +68,8 @@ def summary_lines(done: Collected, output: str) -> list[str]:
     if done.throttled:
         lines.append(f"  {done.throttled} rows with the clock held down (column throttle)")
     if done.left:
-        lines.append(f"  left: {done.left} cases, about {done.left_s / 60.0:.0f} minutes more")
+        more = (
+            f"{done.left_s:.0f} s" if done.left_s < 100.0 else f"{done.left_s / 60.0:.0f} minutes"
+        )
+        lines.append(f"  left: {done.left} cases, about {more} more")
     return lines

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from rtsim.errors import SpecError, nearest_names
+from rtsim.errors import OutputError, RtsimError, SpecError, nearest_names
 from rtsim.measure.case import Case, Scope
 from rtsim.measure.collect import Collected, Progress, collect
 from rtsim.measure.device import Device, DeviceFacts, Measurement
@@ -68,16 +69,23 @@ def measure(
         cases = all_cases(device.scope, chosen, device.facts.topology)
         try:
             done = collect(device, cases, folder, minutes * _SECONDS, progress=progress)
-        finally:
-            if not known and folder.ceilings():
-                today = datetime.datetime.now(datetime.UTC).date().isoformat()
-                text = gpu_toml(name, device.facts, folder.ceilings(), today)
-                if not (folder.path / GPU_FILE).exists():  # it may have been edited since
-                    write_text(folder.path / GPU_FILE, text)
+        except RtsimError:
+            with suppress(OutputError):  # what ended the run is what is to be said
+                _describe(folder, known)
+            raise
+        _describe(folder, known)
     finally:
         if opened is not None:
             opened.close()
     return done
+
+
+def _describe(folder: Folder, known: bool) -> None:
+    """Write the file of a GPU that the catalogue lacks, unless it is there: it may be edited."""
+    file, ceilings = folder.path / GPU_FILE, folder.ceilings()
+    if not known and ceilings and not file.exists():
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        write_text(file, gpu_toml(folder.gpu, folder.facts, ceilings, today))
 
 
 def checked_families(only: Sequence[str]) -> tuple[str, ...]:

@@ -176,11 +176,12 @@ def _plain(dtype: str, m: int, n: int, k: int, device: str, copies: int) -> Prog
 
 
 def _error(result: Any, x: Any, w: Any) -> float:
+    """Some rows and columns of x w' against float64."""
     import torch
 
-    rows = sampled_rows(len(x), str(x.device))
-    exact = x[rows].to(torch.float64) @ w.to(torch.float64).t()
-    return deviation(result[rows], exact)
+    rows, columns = sampled_rows(len(x), str(x.device)), sampled_rows(len(w), str(x.device))
+    exact = x[rows].to(torch.float64) @ w[columns].to(torch.float64).t()
+    return deviation(result[rows][:, columns], exact)
 
 
 def _fp8(dtype: str, m: int, n: int, k: int, device: str, copies: int) -> Program:
@@ -196,7 +197,8 @@ def _fp8(dtype: str, m: int, n: int, k: int, device: str, copies: int) -> Progra
         return scaled_mm(x.to(narrow), w.t(), scale_a=one, scale_b=one, out_dtype=wide)
 
     def error() -> float:
-        return _error(call(weights[0]), x.to(narrow).to(torch.float32), weights[0].float())
+        rounded = x.to(narrow).to(torch.float32)
+        return _error(call(weights[0]), rounded, weights[0].to(torch.float32))
 
     # Hopper's tensor cores add fp8 products in about 14 bits.
     return Program([partial(call, w) for w in weights], error, 2.0 * tolerance("bf16", k),
@@ -236,7 +238,7 @@ def _int4(dtype: str, m: int, n: int, k: int, device: str, copies: int) -> Progr
         return product(x, w, INT4_GROUP, scales)
 
     def error() -> float:
-        return _error(call(weights[0]), x, (first.double() - 8.0) * float(scales[0, 0, 0]))
+        return _error(call(weights[0]), x, (first.float() - 8.0) * float(scales[0, 0, 0]))
 
     return Program([partial(call, w) for w in weights], error, 2.0 * tolerance("bf16", k),
                    touch=(x,))  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 
 from rtsim.measure import (
@@ -34,6 +35,7 @@ SEED = 20
 # Operands in rotation fill this many L2s, if memory allows; no more than the calls of a replay.
 ROTATED_L2S = 3.0
 _ROTATED_PART = 0.3  # of the memory
+_RESERVED_PART = 0.5  # of the memory, from where on what rows left behind is given back
 # What PyTorch and CUDA say when a format, back end or shape is not there.
 _NOT_THERE = (
     "not implemented", "not supported", "no available kernel", "unsupported", "only supported",
@@ -91,6 +93,7 @@ class TorchDevice:
         except CaseFault:
             raise
         except torch.OutOfMemoryError as error:
+            gc.collect()
             raise OutOfMemory(str(error).partition("\n")[0]) from None
         except Exception as error:  # PyTorch and its compiler raise all kinds
             raise _fault_of(error, alive=self._alive()) from None
@@ -154,18 +157,18 @@ class TorchDevice:
 
     def _free(self, case: Case) -> None:
         """Graphs and operands of a case are gone; their memory goes back."""
-        import gc
-
         import torch
 
         if case.family != "generation":
             generation.forget()
-        gc.collect()
-        if self.name != "cpu":
-            try:
+        if self.name == "cpu":
+            return
+        try:
+            if torch.cuda.memory_reserved() > _RESERVED_PART * self._scope.memory_bytes:
+                gc.collect()
                 torch.cuda.empty_cache()
-            except RuntimeError:  # the next case will tell
-                return
+        except RuntimeError:  # the next case will tell
+            return
 
 
 def _fault_of(error: Exception, *, alive: bool) -> CaseFault | DeviceLost:

@@ -17,7 +17,7 @@ _ROUNDING = {"fp32": 2.0**-24, "tf32": 2.0**-11, "fp16": 2.0**-11, "bf16": 2.0**
 _TOLERANCE = 16.0  # roundings that a result may be off by, over the root mean square: large ones
 #                    are four times that, and libraries add parts in the format itself
 _MOST_SHAPES = 64  # that one function may be compiled for
-_SAMPLE_ROWS = 64  # of a large result that are compared
+_SAMPLE_ROWS = 64  # of a large result that are compared, and as many columns
 
 
 def torch_dtype(name: str) -> Any:
@@ -69,6 +69,19 @@ def deviation(result: Any, reference: Any) -> float:
     off = (result.to(torch.float64) - exact).abs().max()
     scale = exact.square().mean().sqrt().clamp_min(1e-30)
     found = float(off / scale)
+    return found if math.isfinite(found) else math.inf
+
+
+def relative_deviation(result: Any, reference: Any) -> float:
+    """max |result - reference| / (|reference| + rms(reference)), in float64.
+
+    For results that are rounded one by one, whatever their size.
+    """
+    import torch
+
+    exact = reference.to(torch.float64)
+    scale = exact.square().mean().sqrt().clamp_min(1e-30) + exact.abs()
+    found = float(((result.to(torch.float64) - exact).abs() / scale).max())
     return found if math.isfinite(found) else math.inf
 
 
