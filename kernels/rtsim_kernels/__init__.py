@@ -47,7 +47,9 @@ def compiled() -> ModuleType:
                 "steady",
                 "moe",
                 "mla",
+                "bulk_rows",
                 "bulk",
+                "bulk_encoders",
             ):
                 importlib.import_module(f"{COMPILED_PACKAGE}.{name}")
     return sys.modules[COMPILED_PACKAGE]

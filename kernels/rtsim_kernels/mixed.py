@@ -26,7 +26,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import tables
-from ._jit import jit
+from ._jit import inner, jit
 from .step import (
     by_units,
     depends_on_context,
@@ -87,7 +87,7 @@ class Batch(NamedTuple):
     n_finished: float
 
 
-@jit
+@inner
 def mixed_operator_s(operator: Any, batch: Any, machine: Any) -> float:
     """GPU seconds of one execution of an operator in a mixed step, by kernels timed alone."""
     o = operator
@@ -109,7 +109,7 @@ def mixed_operator_s(operator: Any, batch: Any, machine: Any) -> float:
     return seconds
 
 
-@jit
+@inner
 def mixed_units(operator: Any, batch: Any) -> float:
     """Rows, tokens or bytes of an operator over the prompts and the decoding sequences."""
     o = operator
@@ -124,7 +124,7 @@ def mixed_units(operator: Any, batch: Any) -> float:
     return units
 
 
-@jit
+@inner
 def mixed_work(operator: Any, batch: Any, machine: Any) -> tuple[float, float]:
     """(FLOPs, compulsory bytes) of one execution of an operator in a mixed step."""
     o = operator
@@ -148,7 +148,7 @@ def mixed_work(operator: Any, batch: Any, machine: Any) -> tuple[float, float]:
     return flops, moved
 
 
-@jit
+@inner
 def engine_frac(kind: int, engine: Any) -> float:
     """The engine's factor on operators of a kind."""
     if kind == tables.GEMM:
@@ -162,7 +162,7 @@ def engine_frac(kind: int, engine: Any) -> float:
     return float(engine.attention_frac)
 
 
-@jit
+@inner
 def peak_of(operator: Any, machine: Any) -> float:
     """FLOP rate that an operator cannot exceed; 0 where math does not bound it."""
     kind = operator.kind
@@ -177,7 +177,7 @@ def peak_of(operator: Any, machine: Any) -> float:
     return 0.0
 
 
-@jit
+@inner
 def engine_operator_s(operator: Any, batch: Any, machine: Any, engine: Any) -> float:
     """GPU seconds of one execution of an operator in a mixed step, as the engine runs it.
 
@@ -226,7 +226,7 @@ def layers_s(
                     seconds += operator.launches * host.kernel_gap_s
                 times[i, 0] = seconds
             gpu_s += times[i, 0]
-        host_s = segment_host_s(segment, operators, batch.n_prompts > 0.0, host, times)
+        host_s = segment_host_s(segment, operators, batch.n_prompts, host, times)
         both_s, owed_frac = join_tracks(gpu_s, host_s, host.corner)
         if gpu_clock + segment.count * gpu_s >= host_clock + segment.count * both_s:
             gpu_clock += segment.count * gpu_s

@@ -34,7 +34,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from ._jit import jit
+from ._jit import inner, jit
 from .mixed import Batch, engine_step_s
 
 # How prompts get into steps.
@@ -79,7 +79,7 @@ class Steady(NamedTuple):
     busy_frac: float  # share of time that prompts take
 
 
-@jit
+@inner
 def tokens_per_step(speculated: float, acceptance: float) -> float:
     """Tokens that a sequence gets per decode step."""
     if speculated <= 0.0:
@@ -89,7 +89,7 @@ def tokens_per_step(speculated: float, acceptance: float) -> float:
     return (1.0 - acceptance ** (speculated + 1.0)) / (1.0 - acceptance)
 
 
-@jit
+@inner
 def decode_batch(load: Any, decoding: float, context: float) -> Any:
     """The batch of a pure decode step; drafted tokens are checked as a short prompt each."""
     each = decoding / load.stages

@@ -41,6 +41,8 @@ _COMPARED = (
 )
 _GROUPINGS_SHOWN = ("gpu", "stack", "model", "dtype", "role", "regime")
 
+PLAIN_WIDTH = 80  # of text for a file or a pipe
+
 
 def prediction_to_json(p: Prediction) -> dict[str, Any]:
     """The prediction as the JSON object of the `predict` contract."""
@@ -561,12 +563,20 @@ def write(view: RenderableType) -> None:
         console.file.write(to_text(view))
 
 
+def console_width() -> int:
+    """Columns that `write` has."""
+    from rich.console import Console
+
+    console = Console()
+    return console.width if console.is_terminal else PLAIN_WIDTH
+
+
 def to_text(view: RenderableType) -> str:
-    """The view as plain text, 80 columns wide, for a file or a pipe."""
+    """The view as plain text, PLAIN_WIDTH columns wide, for a file or a pipe."""
     from rich.console import Console
 
     buffer = io.StringIO()
-    Console(file=buffer, highlight=False, width=80, color_system=None).print(view)
+    Console(file=buffer, highlight=False, width=PLAIN_WIDTH, color_system=None).print(view)
     return "".join(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
 
 

@@ -88,9 +88,9 @@ class Engine:
 
     def compiled(self) -> tuple[ModuleType, tuple[Any, ...]]:
         """The compiled kernels, and (operators, segments, machine, engine) for them."""
-        kernels, machine = self.system.compiled_form()
+        kernels, machines = self.system.compiled_form()
         table = self.system.table
-        return kernels, (table.rows, table.segments, machine, self.row[()])
+        return kernels, (table.rows, table.segments, machines[0], self.row[()])
 
     def step_s(self, batch: mixed.Batch) -> float:
         """Seconds of one step; `batch` is of one group."""
@@ -126,7 +126,7 @@ class Engine:
         system, scheduler = self.system, self.scheduler
         placement = self.placement()
         allowed = scheduler.memory_frac * float(system.gpu.memory_bytes)
-        used = placement.weights_bytes() + placement.reserved_bytes()
+        used = placement.weights_bytes + placement.reserved_bytes()
         used += placement.activation_bytes(1, scheduler.token_budget)
         if used >= allowed:
             raise SpecError(
