@@ -109,6 +109,22 @@ def test_rows_with_their_launch_are_not_fitted_beside_rows_without(tmp_path: Pat
     assert calibrate(tmp_path, GPU, "pytorch").sections[0].rows == 40
 
 
+@pytest.mark.parametrize("kind", ["gemm", "elementwise"])
+def test_a_profile_of_eager_calls_predicts_replayed_ones_without_their_launch(kind: str) -> None:
+    sizes: dict[str, Any] = {"op": "linear", "m": 16, "n": 1024, "k": 1024, "batch": 1}
+    if kind == "elementwise":
+        sizes = {"op": "add", "rows": 16, "cols": 4096}
+    table = columns(2, gpu="A100-PCIE-40GB", stack="pytorch", dtype="fp32",
+                    timing=["graph", ""], time_us=10.0, **sizes)  # fmt: skip
+    predictor = getattr(kernel_rows, f"predict_{kind}")
+    replayed, issued = predictor(table, "pytorch-a100-pcie-40gb")["time"].predicted_s
+    assert issued > 15e-6
+    assert replayed < issued - 12e-6
+    own = predictor({**table, "dtype": np.full(2, "bf16")}, "vllm-h100-sxm5-80gb")["time"]
+    if kind == "gemm":
+        assert own.predicted_s[0] == own.predicted_s[1]  # it never held one
+
+
 def products_table(rows: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(2)
     return {**columns(rows, gpu="H100-SXM5-80GB", stack="pytorch", dtype="bf16", batch=1,
