@@ -207,9 +207,18 @@ def test_formats_follow_the_compute_capability(
 
 def test_a_kernel_without_grouped_heads_is_not_asked_for_them() -> None:
     scope = scope_of(DeviceFacts("V100", "cuda", compute_capability="7.0", memory_bytes=32 * 10**9))
-    for case in attention.cases(scope):
+    for case in [*attention.cases(scope), *generation.cases(scope)]:
         assert case.values["num_heads"] == case.values["num_kv_heads"], case
         assert case.values["dtype"] == "fp16"
+
+
+def test_experts_are_a_loop_where_there_is_no_grouped_product() -> None:
+    def kernels(capability: str) -> set[object]:
+        facts = DeviceFacts("a GPU", "cuda", compute_capability=capability, memory_bytes=80 * 10**9)
+        return {case.values["kernel"] for case in moe.cases(scope_of(facts))}
+
+    assert kernels("9.0") == kernels("10.0") == {"torch_grouped_mm"}
+    assert kernels("8.0") == kernels("12.0") == {"torch_expert_loop"}
 
 
 def test_small_memory_gets_smaller_sizes() -> None:

@@ -13,7 +13,16 @@ torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed (extr
 
 from rtsim.cli.main import run  # noqa: E402
 from rtsim.errors import NotSupported  # noqa: E402
-from rtsim.measure import all_cases, attention, gemm, measure, memory_bound, moe  # noqa: E402
+from rtsim.measure import (  # noqa: E402
+    all_cases,
+    attention,
+    gemm,
+    generation,
+    measure,
+    memory_bound,
+    moe,
+    timing,
+)
 from rtsim.measure.case import CALIBRATION, COLD, VALIDATION, WARM, Case  # noqa: E402
 from rtsim.measure.decoder import Shape, decoder_layer, make, reference_logits  # noqa: E402
 from rtsim.measure.device import DeviceLost, OutOfMemory, Unsupported, WrongResult  # noqa: E402
@@ -148,6 +157,29 @@ def test_steps_with_a_cache_agree_with_one_pass_over_everything(shape: Shape) ->
     other = tokens.clone()
     other[0, 0] = (other[0, 0] + 1) % 50  # the first token matters for the last logits
     assert deviation(logits, reference_logits(decoder, other)) > 1e-3
+
+
+def test_steps_from_graphs_are_those_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step reads the token of the one before and attends to its own context."""
+
+    class Replayed:
+        def __init__(self, calls: list[Any]) -> None:
+            self.calls = calls
+            self.replay()  # the warm-up before a capture
+
+        def replay(self) -> None:
+            for call in self.calls:
+                call()
+
+    monkeypatch.setattr(timing, "captured", lambda calls, pool=None: Replayed(calls))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    decoder = make(Shape("llama", 2, 64, 4, 2, 96, 50), "fp32", "cpu")
+    decoder.allocate(2, 16)
+    for _ in range(3):
+        tokens = torch.randint(0, 50, (2, 8))
+        replayed = generation._with_graphs(decoder, tokens, 9)()[0]
+        assert len(replayed) == 9
+        assert replayed == generation._one_by_one(decoder, tokens, 9)()[0]
 
 
 def test_parameters_of_a_shape_are_those_of_its_weights() -> None:

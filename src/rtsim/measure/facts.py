@@ -14,8 +14,8 @@ from rtsim.measure.case import Scope
 from rtsim.measure.device import DeviceFacts
 
 DEVICES = ("cuda", "cpu")
-_AMPERE, _ADA, _HOPPER = (8, 0), (8, 9), (9, 0)
-_TURING = (7, 5)
+_TURING, _AMPERE, _ADA = (7, 5), (8, 0), (8, 9)
+_GROUPED_PRODUCTS = (9, 10)  # torch._grouped_mm: Hopper and data-centre Blackwell
 _TOY_MEMORY_BYTES = 2 * 2**30
 
 
@@ -132,7 +132,7 @@ def scope_of(facts: DeviceFacts) -> Scope:
         memory_bytes=float(facts.memory_bytes),
         n_gpus=facts.n_gpus,
         compiler=level >= (7, 0),
-        grouped_experts=level >= _HOPPER,
+        grouped_experts=level[0] in _GROUPED_PRODUCTS,
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from rtsim.measure.attention import EFFICIENT
 from rtsim.measure.case import (
     CALIBRATION,
     COMPILED_STACK,
@@ -80,6 +81,8 @@ def cases(scope: Scope) -> list[Case]:
             for shape in shapes:
                 if shape.num_experts and not scope.grouped_experts:
                     continue
+                if shape.num_kv_heads != shape.num_heads and scope.attention == EFFICIENT:
+                    continue  # grouped heads would write their scores out there
                 for i, size in enumerate((*sizes, *others)):
                     role = VALIDATION if i >= len(sizes) else shape_role
                     case = case_of(scope, shape, mode, size, role, first=i == 0)
