@@ -1,152 +1,90 @@
 """Predictions of many rows at once, on all cores: columns in, columns out.
 
-Rows are grouped by system, sorted by batch and prompt within each, and handed in chunks to the
-compiled kernels (`rtsim_kernels.bulk`), which do repeated work once. Threads take chunks; kernels
-and sorting run without the GIL. A row costs no Python object, and a row's numbers do not depend on
-the other rows.
+Rows are grouped by system, sorted within each, and handed in chunks to the compiled kernels. What
+is predicted of a row is a `Question`: a batch generated to its end (`rtsim.bulk_generations`), or,
+where a column says how many requests are in flight, serving (`rtsim.bulk_serving`). Threads take
+chunks; kernels and sorting run without the GIL. A row costs no Python object, and a row's numbers
+do not depend on the other rows.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event, Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import rtsim_kernels
 from numpy.typing import NDArray
-from rtsim_kernels import row_figures, tables
 
+from rtsim import bulk_generations, bulk_serving, served
 from rtsim.columns import Coded, coded, columns_of
-from rtsim.errors import RtsimError, SpecError, nearest_names
-from rtsim.specs.workload import WorkloadSpec
-from rtsim.system_rows import FIELDS, Packed, Systems
+from rtsim.errors import SpecError, nearest_names
+from rtsim.serving.serve import DEFAULT_STACK
+from rtsim.system_rows import FIELDS, Systems
 from rtsim.whatif import known_paths
 
 Array = NDArray[Any]
 
-SIZES = ("batch_size", "input_len", "output_len")
-METRICS = row_figures.COLUMNS
+
+class Question(NamedTuple):
+    """What is predicted of a row.
+
+    sizes: columns of numbers that are the row's, not its system's. sorted_by: those of them that
+    repeated work depends on. evaluate: `bulk_generations.evaluate`, or one like it. stack: where a
+    row names none.
+    """
+
+    sizes: tuple[str, ...]
+    metrics: tuple[str, ...]
+    sorted_by: tuple[str, ...]
+    evaluate: Callable[..., tuple[Array, list[str]]]
+    stack: str | None
+
+
+GENERATION = Question(
+    bulk_generations.SIZES, bulk_generations.METRICS, bulk_generations.SIZES[:2],
+    bulk_generations.evaluate, None,
+)  # fmt: skip
+SERVING = Question(served.SIZES, bulk_serving.METRICS, (), bulk_serving.evaluate, DEFAULT_STACK)
+METRICS = GENERATION.metrics
+ALL_SIZES = tuple(dict.fromkeys((*GENERATION.sizes, *SERVING.sizes)))
 OTHER_NAMES = {"arch": "model"}
 CHUNK_ROWS = 1 << 15
 _ROOTS = ("gpu.", "link.", "network.", "model.")
-_MISSING = {"batch_size": 1.0, "input_len": 512.0}
-_DECODER_OUTPUT, _ENCODER_OUTPUT = 64.0, 1.0
+# Columns that serving has no use for.
+_NOT_SERVED = {
+    "batch_size": "the engine batches: give concurrency alone",
+    "micro_batches": "the engine splits its batch over the stages: not with concurrency",
+    "cp": "is not served: not with concurrency",
+}
+
+
+def question_of(names: Collection[str]) -> Question:
+    """What a table with these columns asks; SpecError where they do not go together."""
+    if "concurrency" in names:
+        for name, why in _NOT_SERVED.items():
+            if name in names:
+                raise SpecError("column", name, why)
+        return SERVING
+    for name in SERVING.sizes:
+        if name in names and name not in GENERATION.sizes:
+            raise SpecError.of_missing("concurrency", f"is needed with {name}")
+    return GENERATION
 
 
 def column_name(name: str) -> str:
     """The name of an input column, or SpecError with the nearest one."""
     name = OTHER_NAMES.get(name, name)
-    if name in (*FIELDS, *SIZES) or name.startswith(_ROOTS):
+    if name in (*FIELDS, *ALL_SIZES) or name.startswith(_ROOTS):
         return name
-    known = [*FIELDS, *SIZES, *OTHER_NAMES, *known_paths()]
+    known = [*FIELDS, *ALL_SIZES, *OTHER_NAMES, *known_paths()]
     raise SpecError(
         "column", name, "must be an option of predict or a figure's path, such as "
         "gpu.hbm_bytes_per_s", nearest=nearest_names(name, known),
     )  # fmt: skip
-
-
-def evaluate(
-    systems: Systems,
-    codes: Array,
-    first_rows: Array,
-    sizes: tuple[Array, Array, Array],
-    values: Array,
-    targets: Array,
-) -> tuple[Array, list[str]]:
-    """Predict rows sorted by system, batch and prompt.
-
-    codes: (systems, columns) of `systems`; first_rows: (systems + 1,); sizes: batch, prompt and
-    output (rows,), NaN = the default. Writes columns `targets`, (rows,), of `values`, whose rows
-    are METRICS. Returns (rows,) the index of each row's error in a list of texts, and that list,
-    of which the first is "".
-    """
-    packed = systems.pack(codes)
-    n_rows = len(sizes[0])
-    errors = np.zeros(n_rows, np.int64)
-    filled = _filled(packed, first_rows, sizes)
-    if len(packed.machines):
-        kernels = rtsim_kernels.compiled()
-        given = (
-            packed.systems,
-            packed.machines,
-            kernels.bulk_rows.Tables(**packed.tables),
-            np.ascontiguousarray(first_rows, np.int64),
-            *filled,
-            np.ascontiguousarray(targets, np.int64),
-            values,
-            errors,
-        )
-        model_kinds = packed.machines["plan"]["model_kind"]
-        if (model_kinds == tables.DECODER).any():
-            kernels.bulk.predict_rows(*given)
-        if (model_kinds != tables.DECODER).any():
-            kernels.bulk_encoders.predict_encoder_rows(*given)
-    texts = [""]
-    known = {"": 0}
-    row_codes = np.zeros(n_rows, np.int64)
-    for i, error in enumerate(packed.errors):
-        if error:
-            code = known.setdefault(error, len(texts))
-            texts += [error] if code == len(texts) else []
-            row_codes[first_rows[i] : first_rows[i + 1]] = code
-            values[:, targets[first_rows[i] : first_rows[i + 1]]] = np.nan
-    wrong = np.flatnonzero(errors)
-    if len(wrong):
-        _explain(packed, first_rows, filled, sizes, wrong, row_codes, texts, known)
-    return row_codes, texts
-
-
-def _filled(packed: Packed, first_rows: Array, sizes: tuple[Array, Array, Array]) -> list[Array]:
-    """Sizes with defaults in place of NaN."""
-    filled = []
-    for name, size in zip(SIZES, sizes, strict=True):
-        missing = np.isnan(size)
-        if missing.any():
-            default: Any = _MISSING.get(name)
-            if default is None:
-                kinds = [
-                    base is not None and base.made.model.kind == "encoder" for base in packed.bases
-                ]
-                outputs = np.where(kinds, _ENCODER_OUTPUT, _DECODER_OUTPUT)
-                default = np.repeat(outputs, np.diff(first_rows))[missing]
-            full = size.copy()
-            full[missing] = default
-            filled.append(full)
-        else:
-            filled.append(np.ascontiguousarray(size, np.float64))
-    return filled
-
-
-def _explain(packed: Packed, first_rows: Array, filled: list[Array], sizes: Any, wrong: Array,
-             row_codes: Array, texts: list[str], known: dict[str, int]) -> None:  # fmt: skip
-    """Errors of rows whose sizes a model cannot take, in the words of `predict`."""
-    at = np.searchsorted(first_rows, wrong, side="right") - 1
-    models, of_model = {}, np.empty(len(wrong), np.int64)
-    for system in np.unique(at).tolist():
-        base = packed.bases[system]
-        if base is not None:
-            models[system] = base.made.model
-    keys = np.stack([at.astype(np.float64), *(size[wrong] for size in filled)])
-    distinct, of_model = np.unique(keys, axis=1, return_inverse=True)
-    codes = np.empty(distinct.shape[1], np.int64)
-    for i, (system, *numbers) in enumerate(distinct.T.tolist()):
-        text = _size_error(models[int(system)], numbers)
-        code = known.setdefault(text, len(texts))
-        texts += [text] if code == len(texts) else []
-        codes[i] = code
-    row_codes[wrong] = codes[of_model.reshape(-1)]
-
-
-def _size_error(model: Any, numbers: list[float]) -> str:
-    plain = [int(n) if np.isfinite(n) and n == int(n) else n for n in numbers]
-    try:
-        WorkloadSpec.from_mapping(dict(zip(SIZES, plain, strict=True))).check_model(model)
-    except RtsimError as error:
-        return str(error)
-    return "batch_size, input_len or output_len is out of range"
 
 
 def n_threads(threads: int | None = None) -> int:
@@ -194,12 +132,19 @@ def predict_many(table: Any, *, threads: int | None = None) -> dict[str, Array]:
     ..., `batch_size`, `input_len`, `output_len`) and as figures to change
     (`gpu.hbm_bytes_per_s`, `model.n_layers`). Missing cells take predict's defaults.
 
+    A column `concurrency` asks for serving in its steady state, as `rtsim.serve`, with that many
+    requests in flight on the whole system. Further columns may be `policy`, `token_budget`,
+    `max_sequences`, `memory_frac`, `prefix_hit`, `speculative_tokens`, `acceptance` and
+    `draft_frac`. It returns `bulk_serving.METRICS`: see docs/sweep.md. Without it the rows are
+    batches, each generated to its end:
+
     Returns `METRICS`: `ttft_s`, `tpot_s` (NaN where one token is generated), `e2e_latency_s`,
     `output_throughput`, the ends of their 90 % intervals (`ttft_s_low`, ...), `num_gpus`,
     `memory_bytes` and `capacity_bytes` of the fullest GPU, `fits`, `usd_per_request`,
     `usd_per_million_output_tokens` and `energy_j` (NaN where price or power is not known), `mfu`,
     `mbu`; and `error`: "" or why the row has no prediction, its numbers then NaN. The numbers are
-    those of `rtsim.predict` to 1e-12. Raises SpecError for a table that cannot be read.
+    those of `rtsim.predict`, or `rtsim.serve`, to 1e-12. Raises SpecError for a table that cannot
+    be read.
 
     >>> found = predict_many({"model": "gpt3-175b", "gpu": "a100", "tp": [4, 8], "batch_size": 1})
     >>> found["num_gpus"].tolist(), found["fits"].tolist()
@@ -212,14 +157,15 @@ def predict_many(table: Any, *, threads: int | None = None) -> dict[str, Array]:
     for name in ("model", "gpu"):
         if name not in by_name:
             raise SpecError("table", name, "is a column that must be there")
-    of_systems = {n: coded(c, n_rows) for n, c in by_name.items() if n not in SIZES}
-    systems = Systems({name: column.values for name, column in of_systems.items()})
-    sizes = [coded(by_name.get(name, np.nan), n_rows) for name in SIZES]
+    asked = question_of(by_name)
+    of_systems = {n: coded(c, n_rows) for n, c in by_name.items() if n not in asked.sizes}
+    systems = Systems({name: column.values for name, column in of_systems.items()}, asked.stack)
+    sizes = {name: coded(by_name.get(name, np.nan), n_rows) for name in asked.sizes}
     keys, distinct = combined(list(of_systems.values()), n_rows)
-    numbers = [_size_values(name, size) for name, size in zip(SIZES, sizes, strict=True)]
-    order = _order(keys, sizes)
+    numbers = {name: _size_values(name, size) for name, size in sizes.items()}
+    order = _order(keys, [sizes[name] for name in asked.sorted_by])
     rtsim_kernels.compiled()  # once, before the threads
-    values = np.empty((len(METRICS), n_rows))
+    values = np.empty((len(asked.metrics), n_rows))
     codes = np.zeros(n_rows, np.int64)
     known = {"": 0}
     lock = Lock()
@@ -229,9 +175,9 @@ def predict_many(table: Any, *, threads: int | None = None) -> dict[str, Array]:
         rows: Any = slice(first, last) if order is None else order[first:last]
         own = keys[rows]
         starts = np.flatnonzero(np.concatenate(([True], own[1:] != own[:-1])))
-        chosen = tuple(n[size.codes[rows]] for n, size in zip(numbers, sizes, strict=True))
+        chosen = tuple(numbers[name][size.codes[rows]] for name, size in sizes.items())
         targets = np.arange(first, last) if order is None else order[first:last]
-        errors, found = evaluate(
+        errors, found = asked.evaluate(
             systems, distinct[own[starts]], np.append(starts, last - first), chosen,
             values, targets,
         )  # fmt: skip
@@ -241,19 +187,26 @@ def predict_many(table: Any, *, threads: int | None = None) -> dict[str, Array]:
             codes[rows] = np.array(places)[errors]
 
     each(run, range(0, n_rows, CHUNK_ROWS), min(n_threads(threads), -(-n_rows // CHUNK_ROWS) or 1))
-    return as_columns(values, codes, list(known))
+    return as_columns(asked, values, codes, list(known))
 
 
-def as_columns(values: Array, codes: Array, texts: list[str]) -> dict[str, Array]:
+def as_columns(asked: Question, values: Array, codes: Array, texts: list[str]) -> dict[str, Array]:
     """The columns of `predict_many`; codes: (rows,) index of each row's error in `texts`."""
-    found: dict[str, Array] = dict(zip(METRICS, values, strict=True))
-    found["fits"] = values[METRICS.index("fits")] == 1.0
-    gpus = values[METRICS.index("num_gpus")]
+    found: dict[str, Array] = dict(zip(asked.metrics, values, strict=True))
+    found["fits"] = found["fits"] == 1.0
+    gpus = found["num_gpus"]
     found["num_gpus"] = np.where(np.isnan(gpus), 0.0, gpus).astype(np.int64)
-    error = np.empty(len(texts), object)
-    error[:] = texts
-    found["error"] = error[codes]
+    if "limit" in found:  # a code, NaN: none
+        limits = np.where(np.isnan(found["limit"]), 0.0, found["limit"] + 1.0).astype(np.int64)
+        found["limit"] = _texts(["", *bulk_serving.LIMITS])[limits]
+    found["error"] = _texts(texts)[codes]
     return found
+
+
+def _texts(texts: list[str]) -> Array:
+    array = np.empty(len(texts), object)
+    array[:] = texts
+    return array
 
 
 def combined(columns: list[Coded], n_rows: int) -> tuple[Array, Array]:
@@ -282,11 +235,11 @@ def _compressed(keys: Array) -> tuple[Array, int]:
 
 
 def _order(keys: Array, sizes: list[Coded]) -> Array | None:
-    """An order of the rows by system, batch and prompt; None where they have it."""
+    """An order of the rows by system and sizes; None where they have it."""
     if len(keys) == 0:
         return None
     key = keys
-    for size in sizes[:2]:
+    for size in sizes:
         key = key * len(size.values) + size.codes
     if (key[1:] >= key[:-1]).all():
         return None
@@ -295,14 +248,23 @@ def _order(keys: Array, sizes: list[Coded]) -> Array | None:
 
 def _size_values(name: str, column: Coded) -> Array:
     """Distinct sizes as floats, NaN = missing."""
-    values = np.empty(len(column.values))
-    for i, value in enumerate(column.values):
-        if isinstance(value, bool) or not isinstance(value, int | float | None):
-            raise SpecError(name, value, "must be a whole number")
-        values[i] = np.nan if value is None else value
-    return values
+    return np.array([size_number(name, value) for value in column.values], float)
+
+
+def size_number(name: str, value: Any) -> float:
+    """A size as a number, None as NaN; SpecError, or UnknownName for a policy."""
+    if value is None:
+        return np.nan
+    if name == "policy":
+        return served.policy_code(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        whole = name in GENERATION.sizes
+        raise SpecError(name, value, "must be a whole number" if whole else "must be a number")
+    return value
 
 
 def warm_up() -> None:
     """Compile the bulk kernels, or load them from the cache on disk."""
-    predict_many({"model": "gpt3-6.7b", "gpu": "a100-sxm4-80gb", "batch_size": 1})
+    one = {"model": "gpt3-6.7b", "gpu": "a100-sxm4-80gb"}
+    predict_many({**one, "batch_size": 1})
+    predict_many({**one, "concurrency": 1})

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtsim.bulk import SIZES, column_name
+from rtsim.bulk import ALL_SIZES, Question, column_name, question_of, size_number
 from rtsim.catalog import load_gpu, load_model
 from rtsim.errors import SpecError
 from rtsim.specs.changes import factor_in
@@ -25,7 +25,8 @@ from rtsim.system_rows import FIELDS
 Array = NDArray[Any]
 
 MOST_VALUES = 10_000_000  # of one axis
-NAMED = ("model", "gpu", "stack", "profile", "dtype", "kv_cache_dtype", "quantization")
+NAMED = ("model", "gpu", "stack", "profile", "dtype", "kv_cache_dtype", "quantization", "policy")
+_SHARES = ("memory_frac", "prefix_hit", "acceptance", "draft_frac")  # no whole numbers
 _ENDING = 1e-9  # a range includes its end despite rounding
 _NUMBER = re.compile(r"[+-]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
 _COUNT = re.compile(r"([+-]?\d[\d_]*)([kKmM])")
@@ -34,7 +35,7 @@ _SUFFIXES = {"k": 1000, "K": 1024, "m": 1000**2, "M": 1024**2}
 
 @dataclass(frozen=True)
 class Grid:
-    """A product of axes in canonical order: systems, then batch, prompt, output."""
+    """A product of axes in canonical order: systems, then sizes of rows (`Question.sizes`)."""
 
     axes: dict[str, tuple[Any, ...]]
 
@@ -43,10 +44,16 @@ class Grid:
         """Rows in all."""
         return math.prod(len(values) for values in self.axes.values())
 
+    @cached_property
+    def question(self) -> Question:
+        """What is predicted of its rows."""
+        return question_of(self.axes)
+
     @property
     def system_axes(self) -> dict[str, tuple[Any, ...]]:
         """Axes that tell systems apart."""
-        return {name: values for name, values in self.axes.items() if name not in SIZES}
+        sizes = self.question.sizes
+        return {name: values for name, values in self.axes.items() if name not in sizes}
 
     @property
     def n_systems(self) -> int:
@@ -90,26 +97,32 @@ class Grid:
 
     @cached_property
     def _size_arrays(self) -> dict[str, Array]:
-        return {name: np.array(self.axes[name], float) for name in SIZES if name in self.axes}
+        found = {}
+        for name in self.question.sizes:
+            values = self.axes.get(name)
+            if values is not None:
+                plain = name in self.text_axes
+                found[name] = np.array([size_number(name, v) for v in values] if plain else values,
+                                       float)  # fmt: skip
+        return found
 
     @cached_property
     def arrays(self) -> dict[str, Array]:
         """Values of each axis as an array: numbers, or texts (names of specifications)."""
         return {name: _axis_array(name, values) for name, values in self.axes.items()}
 
-    def sizes(self, first: int, last: int) -> tuple[Array, Array, Array]:
-        """Batch, prompt and output of the rows first .. last - 1, NaN = the default."""
+    def sizes(self, first: int, last: int) -> tuple[Array, ...]:
+        """Sizes of the question of the rows first .. last - 1, NaN = the default."""
         rest: Array = np.arange(first, last)
         columns = []
-        for name in reversed(SIZES):
+        for name in reversed(self.question.sizes):
             values = self.axes.get(name)
             if values is None:
                 columns.append(np.full(last - first, np.nan))
                 continue
             rest, code = np.divmod(rest, len(values))
             columns.append(self._size_arrays[name][code])
-        batch, prompt, output = columns[::-1]
-        return batch, prompt, output
+        return tuple(columns[::-1])
 
 
 def _axis_array(name: str, values: tuple[Any, ...]) -> Array:
@@ -135,8 +148,9 @@ def make_grid(axes: Mapping[str, Any]) -> Grid:
     for name in ("model", "gpu"):
         if name not in given:
             raise SpecError(name, [], "must be given: a sweep needs models and GPUs")
-    order = [*(n for n in FIELDS if n in given), *(n for n in given if n not in (*FIELDS, *SIZES))]
-    order += [n for n in SIZES if n in given]
+    sizes = question_of(given).sizes
+    order = [*(n for n in FIELDS if n in given), *(n for n in given if n not in (*FIELDS, *sizes))]
+    order += [n for n in sizes if n in given]
     return Grid({name: given[name] for name in order})
 
 
@@ -155,9 +169,10 @@ def _values(name: str, values: Any) -> tuple[Any, ...]:
         found = [_specification(name, value) for value in found]
     kinds = set(map(type, found))
     numbers = all(issubclass(kind, int | float) and kind is not bool for kind in kinds)
-    if name in SIZES and not numbers:
-        wrong = next(v for v in found if isinstance(v, bool) or not isinstance(v, int | float))
-        raise SpecError(name, wrong, "must be a whole number")
+    if name in ALL_SIZES and not numbers:
+        for value in found:
+            if value is None or not np.isfinite(size_number(name, value)):
+                raise SpecError(name, value, "must be a number")
     # Numbers that differ are written differently: a million texts would take a second.
     if len(set(found if numbers else map(str, found))) < len(found):
         seen: set[str] = set()
@@ -206,6 +221,8 @@ def _value(name: str, text: str) -> Any:
         return number
     if "." in name:
         return text
+    if name in _SHARES:
+        raise SpecError(name, text, "must be a number, such as 0.5, or a range 0:0.8:0.2")
     raise SpecError(name, text, "must be a whole number, such as 512 or 4k, or a range 1:512:x2")
 
 
@@ -264,7 +281,7 @@ def _geometric(name: str, text: str, first: float, last: float, factor: float) -
     count = math.floor(math.log(last / first) / math.log(factor) + _ENDING) + 1
     _check_count(name, text, count)
     values = [first * factor**i for i in range(count)]
-    if "." in name:
+    if "." in name or name in _SHARES:
         return values
     # Sizes are whole: each is rounded, and stands once.
     return list(dict.fromkeys(round(value) for value in values))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtsim.bulk import METRICS, each, evaluate, n_threads
+from rtsim.bulk import each, n_threads
 from rtsim.catalog import load_gpu
 from rtsim.cluster import compute_on, connected
 from rtsim.errors import RtsimError, SpecError
@@ -120,7 +120,7 @@ def _confirm(request: Request, threads: int, yes: bool) -> None:
     if n_rows <= CONFIRMED_ROWS or yes:
         return
     seconds, _ = estimate(request, threads)
-    size = n_rows * (len(METRICS) + 2) * _BYTES_PER_VALUE
+    size = n_rows * (len(request.grid.question.metrics) + 2) * _BYTES_PER_VALUE
     raise SpecError(
         "grid", f"{n_rows:,} rows",
         f"would take about {seconds / 86400:,.0f} days on this machine and {size / 1e12:,.0f} TB "
@@ -143,9 +143,10 @@ def compute_rows(request: Request, n_rows: int) -> None:
     """Predict the first rows of a grid and throw them away."""
     grid = request.grid
     chosen, first_rows = grid.systems(0, n_rows)
-    values = np.empty((len(METRICS), n_rows))
-    systems = systems_of(tuple(grid.system_axes.items()))
-    evaluate(systems, chosen, first_rows, grid.sizes(0, n_rows), values, np.arange(n_rows))
+    asked = grid.question
+    values = np.empty((len(asked.metrics), n_rows))
+    systems = systems_of(tuple(grid.system_axes.items()), asked.stack)
+    asked.evaluate(systems, chosen, first_rows, grid.sizes(0, n_rows), values, np.arange(n_rows))
 
 
 def _client(scheduler: Any) -> Any:
@@ -223,7 +224,7 @@ def _finish(
 def _notes(request: Request) -> tuple[str, ...]:
     """GPUs that were taken with different stacks, for want of one named."""
     axes = request.grid.axes
-    if {"stack", "profile"} & set(axes):
+    if {"stack", "profile"} & set(axes) or request.grid.question.stack is not None:
         return ()
     gpus = []
     for value in axes["gpu"]:

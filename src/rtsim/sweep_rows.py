@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtsim.bulk import CHUNK_ROWS, METRICS, OTHER_NAMES, as_columns, evaluate
+from rtsim.bulk import CHUNK_ROWS, OTHER_NAMES, as_columns
 from rtsim.errors import SpecError
 from rtsim.expression import Condition
 from rtsim.grid import NAMED, Grid
@@ -21,6 +21,7 @@ Array = NDArray[Any]
 
 _LEAST_PART, _MOST_PART = 1 << 12, 1 << 17
 _PARTS = 32  # of a small sweep
+TEXTS = ("limit", "error")  # columns of the result that are texts
 _SAMPLED_ROWS = 5000  # of all rows that meet the condition, for a figure
 
 
@@ -38,7 +39,7 @@ class Request:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the result: axes, metrics, error."""
-        return (*self.grid.axes, *METRICS, "error")
+        return (*self.grid.axes, *self.grid.question.metrics, "error")
 
     @property
     def part_rows(self) -> int:
@@ -55,7 +56,7 @@ class Request:
         """The parsed `where`."""
         if self.where is None:
             return None
-        texts = (*self._texts, "error")
+        texts = (*self._texts, *TEXTS)
         return Condition(self.where, self.columns, texts, OTHER_NAMES, self.grid.factor_axes)
 
     @property
@@ -64,7 +65,7 @@ class Request:
 
     def selection(self) -> Selection:
         """The parsed `sort`, `top` and `pareto`."""
-        numbers = [name for name in self.columns if name not in (*self._texts, *NAMED, "error")]
+        numbers = [name for name in self.columns if name not in (*self._texts, *NAMED, *TEXTS)]
         if self.top is not None and self.top < 1:
             raise SpecError("top", self.top, "must be at least 1")
         return Selection(
@@ -89,9 +90,9 @@ class Part:
 
 
 @lru_cache(maxsize=4)
-def systems_of(axes: tuple[tuple[str, tuple[Any, ...]], ...]) -> Systems:
+def systems_of(axes: tuple[tuple[str, tuple[Any, ...]], ...], stack: str | None) -> Systems:
     """Made once per process and grid."""
-    return Systems(dict(axes))
+    return Systems(dict(axes), stack)
 
 
 def compute_part(request: Request, number: int) -> Part:
@@ -99,15 +100,16 @@ def compute_part(request: Request, number: int) -> Part:
     grid = request.grid
     first = number * request.part_rows
     last = min(grid.n_rows, first + request.part_rows)
-    systems = systems_of(tuple(grid.system_axes.items()))
-    values = np.empty((len(METRICS), last - first))
+    asked = grid.question
+    systems = systems_of(tuple(grid.system_axes.items()), asked.stack)
+    values = np.empty((len(asked.metrics), last - first))
     codes = np.zeros(last - first, np.int64)
     known = {"": 0}
     for start in range(first, last, CHUNK_ROWS):
         end = min(last, start + CHUNK_ROWS)
         chosen, first_rows = grid.systems(start, end)
         at = slice(start - first, end - first)
-        errors, texts = evaluate(
+        errors, texts = asked.evaluate(
             systems, chosen, first_rows, grid.sizes(start, end), values,
             np.arange(start - first, end - first),
         )  # fmt: skip
@@ -157,6 +159,6 @@ def columns_at(
         for name, at in request.grid.codes(rows).items():
             if wanted is None or name in wanted:
                 found[name] = request.grid.arrays[name][at]
-    metrics = as_columns(values, codes, texts)
+    metrics = as_columns(request.grid.question, values, codes, texts)
     found |= {n: c for n, c in metrics.items() if wanted is None or n in wanted}
     return found

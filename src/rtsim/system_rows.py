@@ -155,10 +155,12 @@ class Systems:
     """The systems of one job: distinct values by column, and what was made of them.
 
     values: column -> its distinct values; columns are FIELDS and paths of figures to change.
-    Names of files are read once, here.
+    Names of files are read once, here. stack: of systems that name neither stack nor profile; None
+    is `rtsim.predict`'s choice.
     """
 
-    def __init__(self, values: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(self, values: Mapping[str, Sequence[Any]], stack: str | None = None) -> None:
+        self._stack = stack
         self.columns = tuple(values)
         self.values = [[_loaded(name, value) for value in values[name]] for name in self.columns]
         self._patched = [i for i, name in enumerate(self.columns) if name in PATCHED]
@@ -177,6 +179,8 @@ class Systems:
                 raise value
             if value is not None:
                 (fields if name in FIELDS else changes)[name] = value
+        if self._stack is not None and "stack" not in fields and "profile" not in fields:
+            fields["stack"] = self._stack
         return fields, changes
 
     def base(self, codes: tuple[int, ...]) -> tuple[Base | None, str]:

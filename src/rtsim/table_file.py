@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rtsim.columns import coded
 from rtsim.errors import NotSupported, SpecError
-from rtsim.sweep_rows import Request
+from rtsim.sweep_rows import TEXTS, Request
 
 Array = NDArray[Any]
 Block = dict[str, Array]
@@ -118,7 +118,7 @@ def _write_parquet(file: BinaryIO, request: Request, blocks: Iterable[Block]) ->
     arrow = _pyarrow()
     axes = set(request.grid.axes)
     schema = _schema(request, arrow)
-    repeated = [name for name in request.columns if name in axes or name in ("error", "num_gpus")]
+    repeated = [name for name in request.columns if name in axes or name in (*TEXTS, "num_gpus")]
     with arrow.parquet.ParquetWriter(
         file, schema, use_dictionary=repeated, compression="snappy"
     ) as writer:
@@ -138,8 +138,10 @@ def _schema(request: Request, arrow: Any) -> Any:
         kind = arrow.float64()
         if name in request.grid.axes:
             kind = kinds[request.grid.arrays[name].dtype.kind]
-        elif name in ("error", "fits", "num_gpus"):
-            kind = {"error": text, "fits": arrow.bool_(), "num_gpus": arrow.int64()}[name]
+        elif name in TEXTS:
+            kind = text
+        elif name in ("fits", "num_gpus"):
+            kind = arrow.bool_() if name == "fits" else arrow.int64()
         fields.append(arrow.field(name, kind))
     return arrow.schema(fields)
 

@@ -29,6 +29,15 @@ _AXES = (
     ("dtype", "A,B", "Number formats of the computation."),
     ("kv-cache-dtype", "A,B", "Number formats of the KV cache."),
     ("quantization", "A,B", "Weight formats."),
+    ("concurrency", "LIST", "Requests in flight: serving in its steady state."),
+    ("policy", "A,B", "How prompts get into steps: mixed, prefill-first."),
+    ("token-budget", "LIST", "Most tokens of a step."),
+    ("max-sequences", "LIST", "Most sequences that run at once, per group of GPUs."),
+    ("memory-frac", "LIST", "Share of a GPU's memory that the engine may use."),
+    ("prefix-hit", "LIST", "Share of a prompt that is found in the prefix cache."),
+    ("speculative-tokens", "LIST", "Tokens drafted per step."),
+    ("acceptance", "LIST", "Chance that a drafted token is kept."),
+    ("draft-frac", "LIST", "Time of drafting a token, as a share of a decode step."),
 )
 _SHOWN_ROWS = 20
 _SHOWN_ORDER = "usd_per_million_output_tokens"

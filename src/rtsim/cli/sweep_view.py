@@ -37,10 +37,17 @@ _ASKED: dict[str, tuple[str, Callable[[float], str]]] = {
     "mfu": ("MFU", lambda x: f"{100 * x:.1f}%"),
     "mbu": ("MBU", lambda x: f"{100 * x:.1f}%"),
     "capacity_bytes": ("Capacity", units.format_bytes),
+    "request_throughput": ("Req/s", _rate),
+    "gpu_throughput": ("Tok/s/GPU", _rate),
+    "ttft_alone_s": ("TTFT alone", units.format_seconds),
+    "itl_mixed_s": ("ITL mixed", units.format_seconds),
+    "running": ("Running", _rate),
+    "prompt_frac": ("Prompts", lambda x: f"{100 * x:.1f}%"),
+    "cache_frac": ("Cache", lambda x: f"{100 * x:.1f}%"),
 }
 _SHORT = {
     "model": "Model", "gpu": "GPU", "batch_size": "Batch", "input_len": "Prompt",
-    "output_len": "Output",
+    "output_len": "Output", "concurrency": "In flight",
 }  # fmt: skip
 _GAP = 2  # between columns
 
@@ -150,8 +157,10 @@ def _shown(result: SweepResult, extra: Iterable[str | None]) -> list[_Column]:
         cells = [_cell(value, str if is_text else _figure) for value in result.columns[name]]
         shown.append(_Column(_SHORT.get(name, name), cells, is_text))
     for name, (title, write) in {**_COLUMNS, **_ASKED}.items():
-        if name not in _ASKED or name in asked:
+        if name in result.columns and (name not in _ASKED or name in asked):
             shown.append(_Column(title, [_cell(value, write) for value in result.columns[name]]))
+    if "limit" in result.columns and len({*result.columns["limit"].tolist()}) > 1:
+        shown.append(_Column("Limit", [_cell(v, str) for v in result.columns["limit"]], True))
     if not result.columns["fits"].all():
         fits = ["yes" if fits else "no" for fits in result.columns["fits"]]
         shown.append(_Column("Fits", fits, is_text=True))

@@ -113,25 +113,26 @@ class Engine:
 
     def placement(self) -> Placement:
         """Where weights and caches lie."""
-        system = self.system
-        return Placement(
-            system.model, system.gpu, system.parallelism, system.profile.traits, system.formats
-        )
+        return self.system.placement
 
     def cache(self) -> Cache:
         """Memory left for the cache beside weights, activations of a full step, and the rest.
 
         Raises SpecError where not even the weights fit.
         """
-        system, scheduler = self.system, self.scheduler
-        placement = self.placement()
-        allowed = scheduler.memory_frac * float(system.gpu.memory_bytes)
-        used = placement.weights_bytes + placement.reserved_bytes()
-        used += placement.activation_bytes(1, scheduler.token_budget)
-        if used >= allowed:
-            raise SpecError(
-                "gpu", system.gpu.name,
-                f"weights and activations take {used / 2**30:.1f} GiB of the "
-                f"{allowed / 2**30:.1f} GiB that the engine may use: more GPUs or fewer bits",
-            )  # fmt: skip
-        return Cache(allowed - used, placement.cache_bytes(0.0), placement)
+        return cache_of(self.system, self.scheduler)
+
+
+def cache_of(system: System, scheduler: Scheduler) -> Cache:
+    """`Engine.cache` of a system under a scheduler."""
+    placement = system.placement
+    allowed = scheduler.memory_frac * float(system.gpu.memory_bytes)
+    used = placement.weights_bytes + placement.reserved_bytes()
+    used += placement.activation_bytes(1, scheduler.token_budget)
+    if used >= allowed:
+        raise SpecError(
+            "gpu", system.gpu.name,
+            f"weights and activations take {used / 2**30:.1f} GiB of the "
+            f"{allowed / 2**30:.1f} GiB that the engine may use: more GPUs or fewer bits",
+        )  # fmt: skip
+    return Cache(allowed - used, placement.cache_bytes(0.0), placement)

@@ -33,8 +33,10 @@ from rtsim.serving.steady import (
 )
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
+from rtsim.specs.workload import WorkloadSpec
 
 DEFAULT_STACK = SERVING_STACKS[0]
+DEFAULT_INPUT, DEFAULT_OUTPUT = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def serve(
         stack = DEFAULT_STACK
         assumed.append(f"stack = {stack} (a serving stack)")
     sizes = {"input_len": input_len, "output_len": output_len}
-    for name, default in (("input_len", 1024), ("output_len", 256)):
+    for name, default in (("input_len", DEFAULT_INPUT), ("output_len", DEFAULT_OUTPUT)):
         if sizes[name] is None:
             sizes[name] = default
             assumed.append(f"{name} = {default} (default)")
@@ -144,11 +146,12 @@ def serve(
     )
     speculation = Speculation(speculative_tokens, acceptance, draft_frac)
     made = system(arch, gpu, stack=stack, profile=profile, **split)
-    scheduler = _scheduler(made, policy, token_budget, max_sequences, memory_frac)
+    scheduler = changed_scheduler(made, policy, token_budget, max_sequences, memory_frac)
     if scheduler.policy == "static":
         raise SpecError("policy", "static", "has no steady state: simulate it, or predict a batch")
     engine = Engine(made, scheduler)
-    notes = [*made.notes]
+    lengths = WorkloadSpec.from_mapping({"input_len": prompt, "output_len": output})
+    notes = [*made.notes, *lengths.check_model(made.model)]
     pools = None
     if prefill_workers is None and decode_workers is None and prefill_tp is None:
         state = steady_state(
@@ -235,7 +238,7 @@ def _count(name: str, value: Any) -> int:
     return value
 
 
-def _scheduler(
+def changed_scheduler(
     made: System, policy: str | None, token_budget: int | None, max_sequences: int | None,
     memory_frac: float | None,
 ) -> Scheduler:  # fmt: skip
