@@ -43,6 +43,8 @@ def compiled() -> ModuleType:
                 "collective",
                 "step",
                 "generation",
+                "mixed",
+                "steady",
                 "moe",
                 "mla",
                 "bulk_rows",

@@ -257,6 +257,54 @@ def latent_work(
 
 
 @inner
+def units_s(operator: Any, units: float, machine: Any) -> tuple[float, int]:
+    """Seconds of an operator whose time depends on a count of rows, tokens or bytes alone.
+
+    That is every stored product, kernel over rows, mixture of experts and collective: see
+    `by_units`.
+    """
+    o = operator
+    device = machine.device
+    kind = o.kind
+    if kind == tables.GEMM:
+        batch = max(1.0, o.n_heads)
+        return gemm_s(units, o.n, o.k, batch, COLD, machine.gemm[o.row], device)
+    if kind == tables.MEMORY_BOUND:
+        return rows_s(o, units, o.width, 1.0, machine)
+    if kind == tables.MOE:
+        return moe_s(
+            units, o.k, o.n, o.n_experts, o.n_local_experts, o.top_k, o.matrices, o.skew,
+            machine.moe, device,
+        )  # fmt: skip
+    return collective_s(
+        o.collective, units, o.ranks, o.ranks_per_node, machine.collective[o.row], device
+    )
+
+
+@inner
+def by_units(operator: Any) -> bool:
+    """Whether `units_s` times the operator; the others are told sequences and their contexts."""
+    o = operator
+    if o.kind == tables.MEMORY_BOUND:
+        return bool(o.width > 0.0)
+    counted = o.kind in (tables.GEMM, tables.MOE)
+    return bool(counted or o.kind == tables.COLLECTIVE)
+
+
+@inner
+def rows_s(
+    operator: Any, rows: float, width: float, passes: float, machine: Any
+) -> tuple[float, int]:
+    """Seconds of a memory-bound kernel over `rows` rows of `width` elements, read in `passes`."""
+    o = operator
+    elements = rows * width * passes
+    return memory_bound_s(
+        o.work_kind, rows, width * passes, elements * o.read_bytes, elements * o.written_bytes,
+        elements * o.flops, o.warm_frac, machine.memory, machine.device,
+    )  # fmt: skip
+
+
+@inner
 def operator_s(
     operator: Any,
     n_sequences: float,
@@ -276,9 +324,8 @@ def operator_s(
     if not runs(o, new_tokens):
         return 0.0, tables.BOUND_LATENCY
     units = operator_units(o, n_sequences, new_tokens, context)
-    if kind == tables.GEMM:
-        batch = max(1.0, o.n_heads)
-        return gemm_s(units, o.n, o.k, batch, COLD, machine.gemm[o.row], device)
+    if by_units(o):
+        return units_s(o, units, machine)
     # The keys and values of earlier tokens come from the cache in memory, new ones are warm.
     copies = WARM
     if new_tokens < context:
@@ -306,30 +353,13 @@ def operator_s(
             n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
             causal, machine.prefill, device, o.v_head_dim, warm_frac,
         )  # fmt: skip
-    if kind == tables.MEMORY_BOUND:
-        width = o.width
-        passes = 1.0
-        if width == 0.0:  # the score matrix of unfused attention
-            width = keys_of(o, context, source)
-            passes = machine.host.score_passes
-        elements = units * width * passes
-        return memory_bound_s(
-            o.work_kind, units, width * passes, elements * o.read_bytes,
-            elements * o.written_bytes, elements * o.flops, o.warm_frac, machine.memory, device,
-        )  # fmt: skip
-    if kind == tables.MOE:
-        return moe_s(
-            units, o.k, o.n, o.n_experts, o.n_local_experts, o.top_k, o.matrices, o.skew,
-            machine.moe, device,
-        )  # fmt: skip
     if kind == tables.SCAN:
         return scan_s(
             n_sequences, new_tokens, o.n_kv_heads, o.head_dim, o.n_heads, o.v_head_dim, o.delta,
             o.channel_gate, machine.scan, device,
         )  # fmt: skip
-    return collective_s(
-        o.collective, units, o.ranks, o.ranks_per_node, machine.collective[o.row], device
-    )
+    # The score matrix of unfused attention.
+    return rows_s(o, units, keys_of(o, context, source), machine.host.score_passes, machine)
 
 
 @inner
@@ -362,25 +392,19 @@ def operator_work(
     if not runs(o, new_tokens):
         return 0.0, 0.0
     units = operator_units(o, n_sequences, new_tokens, context)
-    if kind in (tables.GEMM, tables.SCORES, tables.VALUES):
+    if by_units(o):
+        return units_work(o, units, machine)
+    if kind in (tables.SCORES, tables.VALUES):
         row = machine.gemm[o.row]
         keys = keys_of(o, context, source)
         m = new_tokens
-        n = keys
-        k = o.head_dim
-        batch = n_sequences * o.n_heads
-        if kind == tables.GEMM:
-            m = units
-            n = o.n
-            k = o.k
-            batch = max(1.0, o.n_heads)
-        elif kind == tables.SCORES:
+        n = o.v_head_dim
+        k = keys
+        if kind == tables.SCORES:
             m = o.per_token * new_tokens
-        else:
-            n = o.v_head_dim
-            k = keys
-        moved = m * k * row.a_bytes + k * n * row.b_bytes + m * n * row.out_bytes
-        return 2.0 * batch * m * n * k, batch * moved
+            n = keys
+            k = o.head_dim
+        return product_work(m, n, k, n_sequences * o.n_heads, row)
     if kind == tables.LATENT:
         return latent_work(o, n_sequences, new_tokens, context, machine)
     if kind == tables.ATTENTION:
@@ -394,23 +418,38 @@ def operator_work(
             n_sequences, new_tokens, keys, o.n_heads, o.n_kv_heads, o.head_dim, window,
             causal, machine.prefill, o.v_head_dim,
         )  # fmt: skip
-    if kind == tables.MEMORY_BOUND:
-        width = o.width
-        if width == 0.0:
-            width = keys_of(o, context, source)
-        elements = units * width
-        return elements * o.flops, elements * (o.read_bytes + o.written_bytes)
-    if kind == tables.MOE:
-        return moe_work(
-            units, o.k, o.n, o.n_experts, o.n_local_experts, o.top_k, o.matrices, o.skew,
-            machine.moe,
-        )  # fmt: skip
     if kind == tables.SCAN:
         return scan_work(
             n_sequences, new_tokens, o.n_kv_heads, o.head_dim, o.n_heads, o.v_head_dim, o.delta,
             o.channel_gate, machine.scan,
         )  # fmt: skip
+    # The score matrix of unfused attention.
+    elements = units * keys_of(o, context, source)
+    return elements * o.flops, elements * (o.read_bytes + o.written_bytes)
+
+
+@inner
+def units_work(operator: Any, units: float, machine: Any) -> tuple[float, float]:
+    """Work of what `units_s` times: (FLOPs, bytes through memory or over the link)."""
+    o = operator
+    if o.kind == tables.GEMM:
+        return product_work(units, o.n, o.k, max(1.0, o.n_heads), machine.gemm[o.row])
+    if o.kind == tables.MEMORY_BOUND:
+        elements = units * o.width
+        return elements * o.flops, elements * (o.read_bytes + o.written_bytes)
+    if o.kind == tables.MOE:
+        return moe_work(
+            units, o.k, o.n, o.n_experts, o.n_local_experts, o.top_k, o.matrices, o.skew,
+            machine.moe,
+        )  # fmt: skip
     return 0.0, wire_bytes(o.collective, units, o.ranks)
+
+
+@inner
+def product_work(m: float, n: float, k: float, batch: float, row: Any) -> tuple[float, float]:
+    """(FLOPs, compulsory bytes) of `batch` products [m, k] x [k, n] in the formats of a row."""
+    moved = m * k * row.a_bytes + k * n * row.b_bytes + m * n * row.out_bytes
+    return 2.0 * batch * m * n * k, batch * moved
 
 
 @inner
@@ -425,16 +464,17 @@ def slowest_excess(ranks: float) -> float:
 
 
 @inner
-def segment_host_s(
-    segment: Any, operators: Any, new_tokens: float, is_prefill: float, host: Any, times: Any
-) -> float:
-    """Host time of one repetition of a segment, seconds; `times` as `step_s` writes it."""
+def segment_host_s(segment: Any, operators: Any, is_prefill: float, host: Any, times: Any) -> float:
+    """Host time of one repetition of a segment, seconds; `times` as `step_s` writes it.
+
+    What took no time on the GPU was no part of the step and is not issued.
+    """
     total = 0.0
     exposed_s = 0.0
     ranks = 1.0
     for i in range(segment.first, segment.last):
         operator = operators[i]
-        if not runs(operator, new_tokens):
+        if times[i, 0] <= 0.0:
             continue
         total += operator.launches * host.launch_s
         if operator.kind == tables.COLLECTIVE and operator.ranks > 1:
@@ -444,6 +484,16 @@ def segment_host_s(
     if is_prefill > 0.0 and segment.is_layer == 1:
         total += host.prefill_layer_s
     return host.slowness * (1.0 + host.rank_lag * slowest_excess(ranks)) * total + exposed_s
+
+
+@inner
+def join_tracks(gpu_s: float, host_s: float, corner: float) -> tuple[float, float]:
+    """(seconds of a layer, share of its GPU time that it is owed to) by a corner of exponent p."""
+    slow = max(gpu_s, host_s)
+    if slow <= 0.0:
+        return 0.0, 0.0
+    both_s = slow * ((gpu_s / slow) ** corner + (host_s / slow) ** corner) ** (1.0 / corner)
+    return both_s, (gpu_s / both_s) ** (corner - 1.0)
 
 
 @jit
@@ -497,15 +547,8 @@ def step_s(
                     )
                     times[i, 0] = seconds + operator.launches * host.kernel_gap_s
             gpu_s += times[i, 0]
-        host_s = segment_host_s(segment, operators, new_tokens, is_prefill, host, times)
-        slow = max(gpu_s, host_s)
-        both_s = 0.0
-        owed_frac = 0.0
-        if slow > 0:
-            both_s = slow * ((gpu_s / slow) ** host.corner + (host_s / slow) ** host.corner) ** (
-                1.0 / host.corner
-            )
-            owed_frac = (gpu_s / both_s) ** (host.corner - 1.0)
+        host_s = segment_host_s(segment, operators, is_prefill, host, times)
+        both_s, owed_frac = join_tracks(gpu_s, host_s, host.corner)
         if gpu_clock + segment.count * gpu_s >= host_clock + segment.count * both_s:
             gpu_clock += segment.count * gpu_s
             owed_frac = 1.0

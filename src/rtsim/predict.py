@@ -159,7 +159,7 @@ class System:
         tpot_s = run.decode_s / (output_len - 1) if output_len > 1 else math.nan
         return Times(run.ttft_s, tpot_s, run.ttft_s + run.decode_s)
 
-    def _compiled_form(self) -> tuple[ModuleType, Any]:
+    def compiled_form(self) -> tuple[ModuleType, Any]:
         """The compiled kernels, and this system's machine in their form: an array of one."""
         if self._compiled is None:
             kernels = rtsim_kernels.compiled()
@@ -171,7 +171,7 @@ class System:
     ) -> Evaluation:
         """The times of one workload; n_sequences: of the fullest group of GPUs."""
         if compiled:
-            kernels, machines = self._compiled_form()
+            kernels, machines = self.compiled_form()
             run = kernels.generation.generation_many
             operators, segments = self.table.rows, self.table.segments
         else:
@@ -236,7 +236,7 @@ class System:
 
         Arrays (rows,) of sizes; returns (rows, 2, groups): prefill and decode, `profile.GROUPS`.
         """
-        kernels, machines = self._compiled_form()
+        kernels, machines = self.compiled_form()
         out: Array = np.zeros((len(batch_size), 2, len(GROUPS)))
         kernels.generation.generation_many(
             np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.sequence_groups),

@@ -553,7 +553,7 @@ def test_steps_add_up_where_the_cache_decides(prompt: int, output: int, batch: i
     """
     fused_no_host = profiles()[3]
     made = System(cache_bound(), load_gpu("a100"), profile=fused_no_host)
-    kernels, machines = made._compiled_form()
+    kernels, machines = made.compiled_form()
     assert kernels is rtsim_kernels.compiled()
     operators, segments = made.table.rows, made.table.segments
     times = np.zeros((len(operators), 2))
