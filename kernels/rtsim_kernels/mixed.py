@@ -76,7 +76,8 @@ class Batch(NamedTuple):
 
     n_decodes sequences of decode_context keys each (the new one in) get one token; n_prompts get
     `chunk` new ones each, prompt_context keys in all; n_finished of them end with this chunk and
-    need logits.
+    need logits. checked: tokens that each decoding sequence brings, more than one where drafted
+    ones are checked with the last.
     """
 
     n_decodes: float
@@ -85,6 +86,37 @@ class Batch(NamedTuple):
     chunk: float
     prompt_context: float
     n_finished: float
+    checked: float
+
+
+@inner
+def peak_of(operator: Any, machine: Any) -> float:
+    """FLOP rate that an operator cannot exceed; 0 where math does not bound it."""
+    kind = operator.kind
+    if kind in (tables.GEMM, tables.SCORES, tables.VALUES):
+        return float(machine.gemm[operator.row].peak_flops_per_s)
+    if kind == tables.MOE:
+        return float(machine.moe.peak_flops_per_s)
+    if kind == tables.ATTENTION:
+        return float(max(machine.prefill.peak_flops_per_s, machine.decode.peak_flops_per_s))
+    if kind == tables.LATENT:
+        return float(max(machine.mla_prefill.peak_flops_per_s, machine.mla_decode.peak_flops_per_s))
+    return 0.0
+
+
+@inner
+def checked_s(operator: Any, one_s: float, batch: Any, machine: Any) -> float:
+    """Seconds of attention where each sequence brings several tokens: the cache is read once.
+
+    one_s: with one token each. A recurrence takes a step for each.
+    """
+    if operator.kind == tables.SCAN:
+        return float(batch.checked * one_s)
+    peak = peak_of(operator, machine)
+    if peak <= 0.0:
+        return one_s
+    flops, _ = operator_work(operator, batch.n_decodes, 1.0, batch.decode_context, 0.0, machine)
+    return max(one_s, batch.checked * flops / peak)
 
 
 @inner
@@ -101,6 +133,8 @@ def mixed_operator_s(operator: Any, batch: Any, machine: Any) -> float:
     seconds = 0.0
     if batch.n_decodes > 0.0:
         part, _ = operator_s(o, batch.n_decodes, 1.0, batch.decode_context, 0.0, machine)
+        if batch.checked > 1.0:
+            part = checked_s(o, part, batch, machine)
         seconds += part
     if batch.n_prompts > 0.0:
         keys = max(batch.prompt_context, chunk)
@@ -116,7 +150,7 @@ def mixed_units(operator: Any, batch: Any) -> float:
     chunk = max(batch.chunk, LEAST_CHUNK)
     units = 0.0
     if batch.n_decodes > 0.0 and runs(o, 1.0):
-        units += operator_units(o, batch.n_decodes, 1.0, batch.decode_context)
+        units += operator_units(o, batch.n_decodes * batch.checked, 1.0, batch.decode_context)
     if batch.n_prompts > 0.0 and runs(o, chunk):
         keys = max(batch.prompt_context, chunk)
         units += operator_units(o, batch.n_prompts, chunk, keys)
@@ -137,7 +171,7 @@ def mixed_work(operator: Any, batch: Any, machine: Any) -> tuple[float, float]:
     moved = 0.0
     if batch.n_decodes > 0.0:
         f, b = operator_work(o, batch.n_decodes, 1.0, batch.decode_context, 0.0, machine)
-        flops += f
+        flops += f * batch.checked
         moved += b
     if batch.n_prompts > 0.0:
         chunk = max(batch.chunk, LEAST_CHUNK)
@@ -163,21 +197,6 @@ def engine_frac(kind: int, engine: Any) -> float:
 
 
 @inner
-def peak_of(operator: Any, machine: Any) -> float:
-    """FLOP rate that an operator cannot exceed; 0 where math does not bound it."""
-    kind = operator.kind
-    if kind in (tables.GEMM, tables.SCORES, tables.VALUES):
-        return float(machine.gemm[operator.row].peak_flops_per_s)
-    if kind == tables.MOE:
-        return float(machine.moe.peak_flops_per_s)
-    if kind == tables.ATTENTION:
-        return float(max(machine.prefill.peak_flops_per_s, machine.decode.peak_flops_per_s))
-    if kind == tables.LATENT:
-        return float(max(machine.mla_prefill.peak_flops_per_s, machine.mla_decode.peak_flops_per_s))
-    return 0.0
-
-
-@inner
 def engine_operator_s(operator: Any, batch: Any, machine: Any, engine: Any) -> float:
     """GPU seconds of one execution of an operator in a mixed step, as the engine runs it.
 
@@ -186,7 +205,7 @@ def engine_operator_s(operator: Any, batch: Any, machine: Any, engine: Any) -> f
     """
     alone_s = mixed_operator_s(operator, batch, machine)
     prompt_tokens = batch.n_prompts * batch.chunk
-    share = prompt_tokens / max(1.0, prompt_tokens + batch.n_decodes)
+    share = prompt_tokens / max(1.0, prompt_tokens + batch.n_decodes * batch.checked)
     frac = engine_frac(operator.kind, engine) * (1.0 + (engine.prompt_frac - 1.0) * share)
     if frac >= 1.0 or alone_s <= 0.0:
         return frac * alone_s

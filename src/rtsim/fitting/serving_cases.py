@@ -130,10 +130,10 @@ def _serving_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> C
     prefill_workers = row["prefill_workers"]
     if not prefill_workers:
         alone_s = prefill.engine.step_s(
-            mixed.Batch(0.0, 0.0, 1.0, float(sizes[0]), float(sizes[0]), 1.0)
+            mixed.Batch(0.0, 0.0, 1.0, float(sizes[0]), float(sizes[0]), 1.0, 1.0)
         )
         step_s = decode.engine.step_s(
-            mixed.Batch(load[0], sizes[0] + 0.5 * sizes[1], 0.0, 0.0, 0.0, 0.0)
+            mixed.Batch(load[0], sizes[0] + 0.5 * sizes[1], 0.0, 0.0, 0.0, 0.0, 1.0)
         )
         busy = in_flight * alone_s / (prompt_groups * (alone_s + step_s * sizes[1]))
         prefill_workers = max(1, math.ceil(busy / UNSTATED_BUSY_FRAC))

@@ -99,7 +99,7 @@ class Engine:
         return float(kernels.mixed.engine_step_s(one, False, *rows, self.scratch))
 
     @property
-    def policy(self) -> int:
+    def policy(self) -> float:
         """The scheduler's policy as `steady` codes it."""
         return steady.PREFILL_FIRST if self.scheduler.policy == "prefill-first" else steady.MIXED
 
