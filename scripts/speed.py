@@ -305,7 +305,7 @@ def page(most_rows: int) -> str:
         "# How fast bulk predictions are",
         "",
         "Written by `python scripts/speed.py --write`; the benchmarks are in `benchmarks/`.",
-        f"Measured on {n_threads()} cores of {platform.machine()} shared with other work, Python "
+        f"Measured on {n_threads()} cores of {platform.machine()}, Python "
         f"{platform.python_version()}, warm.",
         "Times are CPU time of one thread; a full prediction is prefill and decode over the whole",
         "context with memory, cost, energy, utilisation and interval.",
@@ -325,14 +325,14 @@ def page(most_rows: int) -> str:
         ),
         "",
         "A million rows (4 GPUs x 4 tp x 63 bandwidths x 10 batches x 10 prompts x 10 outputs, or",
-        "8 batches x 125 prompts):",
+        "8 batches x 125 prompts). Wall times include what else the machine had to do:",
         "",
         table(
             (
                 "",
                 "CPU s",
                 f"rows a second, {n_threads()} free cores (from CPU)",
-                "wall s, busy machine",
+                "wall s, all cores",
                 "rows a second (wall)",
             ),
             [

@@ -408,3 +408,16 @@ def test_the_command_says_what_is_wrong(capsys) -> None:
         said = capsys.readouterr()
         assert said.out == ""
         assert len(said.err.splitlines()) == 1
+
+
+def test_stacks_that_nobody_named_are_said_to_differ(capsys) -> None:
+    grid = {"model": "gpt3-6.7b", "gpu": ["a100", "h100"], "output_len": 2}
+    (note,) = sweep(grid).notes
+    assert "a100-sxm4-80gb with megatron-lm, h100-sxm5-80gb with vllm" in note
+    assert not sweep({**grid, "stack": "vllm"}).notes
+    assert not sweep({**grid, "gpu": ["a100", "v100"]}).notes
+    command = ["sweep", "--arch", "gpt3-6.7b", "--gpu", "a100,h100", "--output-len", "2"]
+    assert run(command) == 0
+    assert "Note: stacks differ" in capsys.readouterr().out
+    assert run([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [note]

@@ -69,7 +69,13 @@ _REQUEST = (
     click.option("--batch-size", type=count, metavar="N", help="Sequences at a time."),
     click.option("--input-len", type=count, metavar="N", help="Prompt tokens per sequence."),
     click.option("--output-len", type=count, metavar="N", help="Generated tokens per sequence."),
-    click.option("--dtype", metavar="D", help="Number format of the computation, such as bf16."),
+    click.option(
+        "--dtype",
+        metavar="D",
+        help="Number format of the computation, such as bf16. fp8, int8 and fp4 mean the "
+        "weights and products of linear layers, int4 their weights alone; the rest stays in the "
+        "model's own.",
+    ),
     click.option("--kv-cache-dtype", metavar="D", help="Number format of the KV cache."),
     click.option("--quantization", metavar="Q", help="Weight format, such as int4_wo or fp8."),
     click.option(
