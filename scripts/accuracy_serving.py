@@ -7,7 +7,7 @@ add without each GPU, and without each model, in turn; --write puts the figures 
 docs/accuracy-serving.md.
 
 Split: the rows in `calibration/tables/serving` are fitted (`calibration/select_rows.py`: at most 64
-serving runs and 64 batches of each stack and GPU, at most half of what there is, chosen from models,
+serving runs and 64 batches of a stack and GPU, at most half of what there is, chosen from models,
 releases, precisions and sizes before any fit); all others are unseen. A GPU is left out by fitting
 on at most 64 runs of the same stack on the other GPU; a model by fitting on at most 64 runs of the
 other models on the same GPU, or of other models on the other GPU where it is the only one. Kernels

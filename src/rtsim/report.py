@@ -38,7 +38,7 @@ _COMPARED = (
     *("ttft_s", "tpot_s", "e2e_latency_s", "output_throughput", "prefill_flops", "decode_flops"),
     *("mfu", "mbu", "energy_j"),
 )
-_GROUPINGS_SHOWN = ("gpu", "stack", "model", "dtype", "regime")
+_GROUPINGS_SHOWN = ("gpu", "stack", "model", "dtype", "role", "regime")
 
 PLAIN_WIDTH = 80  # of text for a file or a pipe
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "measure-api": ("measure_api", "Time an OpenAI-compatible endpoint over a grid of sizes."),
     "tradeoff": ("tradeoff", "Benchmark scores against time, cost or energy, with frontier."),
     "validate": ("validate", "Compare predictions with measurement tables."),
+    "measure": ("measure", "Measure this machine's GPU: tables to calibrate from."),
     "calibrate": ("calibrate", "Fit a profile to your own measurement tables."),
     "check-data": ("check_data", "Check the packaged data files."),
     "warmup": ("warmup", "Compile the kernels, once, ahead of use."),

@@ -1,6 +1,7 @@
 """Fused attention: from `attention_prefill` and `attention_decode` rows to coefficients.
 
-Micro-benchmarks repeat one buffer, so operands are warm as far as the L2 holds them. Products run
+Micro-benchmarks repeat one buffer, so operands are warm as far as the L2 holds them, unless rows
+say otherwise. Products run
 in fp8 where the queries are fp8, and where only the cache is but the GPU is Hopper or newer:
 stacks quantise the queries there.
 
@@ -38,6 +39,7 @@ from rtsim_kernels.tables import Coefficient
 from rtsim.fit import Fit, centred, fit_coefficients
 from rtsim.fitting.cluster import cluster_rows
 from rtsim.fitting.measured_rows import MeasuredRows, attention_facts, joined, of_many_sets
+from rtsim.fitting.method import by_residency
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -144,7 +146,7 @@ def rows_of(
         head_dim=column("head_dim"),
         window=column("window_size"),
         causal=column("causal"),
-        warm_frac=np.ones(len(members)),
+        warm_frac=by_residency(columns, members, np.ones(len(members)), cold=0.0, warm=1.0),
         facts=facts,
         device=device,
         measured_s=column("time_us") * 1e-6,
