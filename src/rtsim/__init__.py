@@ -37,12 +37,15 @@ if TYPE_CHECKING:
     from rtsim.latencies import read_latencies
     from rtsim.lengths import read_lengths
     from rtsim.measurements import read_table, write_table
-    from rtsim.plan import Plan, PlannedSystem, plan
+    from rtsim.plan import plan
+    from rtsim.planned import Plan, PlannedSystem
     from rtsim.predict import predict
     from rtsim.prediction import Prediction
     from rtsim.profiled import ProfiledModel, profile_fit
     from rtsim.report import prediction_to_json
     from rtsim.scores import read_model_map
+    from rtsim.serving.serve import ServingPrediction, serve
+    from rtsim.serving.steady import SteadyState, steady_state
     from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec, WorkloadSpec
     from rtsim.study import load_study
     from rtsim.sweep import SweepResult, sweep
@@ -57,10 +60,14 @@ _HOME = {
     "sweep": "sweep",
     "SweepResult": "sweep",
     "plan": "plan",
-    "Plan": "plan",
+    "Plan": "planned",
     "explain": "explain",
     "Explanation": "explain",
-    "PlannedSystem": "plan",
+    "PlannedSystem": "planned",
+    "serve": "serving.serve",
+    "ServingPrediction": "serving.serve",
+    "steady_state": "serving.steady",
+    "SteadyState": "serving.steady",
     "read_lengths": "lengths",
     "validate": "validate",
     "calibrate": "calibrate",
@@ -120,7 +127,9 @@ __all__ = [
     "Prediction",
     "ProfiledModel",
     "RtsimError",
+    "ServingPrediction",
     "SpecError",
+    "SteadyState",
     "SweepResult",
     "Tradeoff",
     "UnknownName",
@@ -145,6 +154,8 @@ __all__ = [
     "read_lengths",
     "read_model_map",
     "read_table",
+    "serve",
+    "steady_state",
     "sweep",
     "tradeoff",
     "validate",

@@ -72,9 +72,9 @@ def nearest_miss(columns: Mapping[str, Array], lost: Array, limits: Limits) -> t
     """(candidate, by what it misses, what would do) of the candidate that misses by the least."""
     parts = [
         ("memory", columns["memory_bytes"] / columns["capacity_bytes"]),
-        ("TTFT", columns[limits.times[0]] / limits.level.ttft_s),
+        ("TTFT", np.nan_to_num(columns[limits.times[0]] / limits.level.ttft_s)),
         ("TPOT", np.nan_to_num(columns[limits.times[1]] / limits.level.tpot_s)),
-        ("GPUs", columns["num_gpus"] / (limits.max_gpus or math.inf)),
+        ("GPUs", np.nan_to_num(columns["num_gpus"] / (limits.max_gpus or math.inf))),
         ("cost", np.nan_to_num(columns["usd_per_hour"] / (limits.budget_usd_per_hour or math.inf))),
     ]
     ratios = np.stack([ratio for _, ratio in parts])

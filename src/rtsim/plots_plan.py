@@ -14,7 +14,7 @@ from rtsim.output import replacing
 from rtsim.plots import check_plot_file
 
 if TYPE_CHECKING:
-    from rtsim.plan import Plan, PlannedSystem
+    from rtsim.planned import Plan, PlannedSystem
 
 _BEST, _OTHER = "#0072B2", "#56B4E9"
 _LIMITS = (
@@ -41,7 +41,7 @@ def plot_plan(plan: Plan, path: str) -> None:
         *right.get_legend_handles_labels(), fontsize=8, loc="outside lower right", ncols=2,
         frameon=False,
     )  # fmt: skip
-    left.set_yticks(range(len(systems)), [_name(one) for one in systems], fontsize=8)
+    left.set_yticks(range(len(systems)), [_name(one, plan.static) for one in systems], fontsize=8)
     left.set_ylim(len(systems) - 0.4, -0.6)
     load = "" if plan.rate_per_s is None else f" at {plan.rate_per_s:g} requests/s"
     level = f", level {plan.level.name}" if plan.level.name else ""
@@ -50,7 +50,7 @@ def plot_plan(plan: Plan, path: str) -> None:
         figure.savefig(out, format=Path(path).suffix[1:].lower(), dpi=130)
 
 
-def _name(system: PlannedSystem) -> str:
+def _name(system: PlannedSystem, static: bool) -> str:
     degrees = [f"tp {system.tp}"]
     degrees += [f"pp {system.pp}"] if system.pp > 1 else []
     degrees += [f"ep {system.ep}"] if system.ep > 1 else []
@@ -59,7 +59,8 @@ def _name(system: PlannedSystem) -> str:
         for text in (system.quantization, system.dtype, system.stack)
         if text not in (None, "none")
     ]
-    split = " ".join([*degrees, f"batch {system.batch_size}", *formats])
+    batch = f"batch {system.batch_size}" if static else f"{system.batch_size} in flight"
+    split = " ".join([*degrees, batch, *formats])
     return f"{system.num_gpus:,} x {system.gpu}\n{split}"
 
 

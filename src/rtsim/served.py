@@ -20,8 +20,9 @@ from rtsim_kernels import steady
 
 from rtsim.errors import RtsimError, SpecError, UnknownName
 from rtsim.serving.engine import Engine, cache_of
+from rtsim.serving.scheduler import Scheduler
 from rtsim.serving.serve import DEFAULT_INPUT, DEFAULT_OUTPUT, changed_scheduler
-from rtsim.serving.steady import FIELDS, Speculation, load_of
+from rtsim.serving.steady import FIELDS, Speculation, check_load
 from rtsim.specs.workload import WorkloadSpec
 from rtsim.system_rows import Base
 
@@ -43,6 +44,25 @@ def policy_code(name: str) -> float:
     if name not in POLICIES:
         raise UnknownName("policy", str(name), POLICIES)
     return POLICIES[name]
+
+
+def _plain(value: float) -> Any:
+    return int(value) if math.isfinite(value) and value == int(value) else value
+
+
+def check_numbers(row: Mapping[str, float]) -> None:
+    """SpecError for numbers of SIZES, lengths aside, that are no load; NaN is missing."""
+    given = {name: _plain(value) for name, value in row.items() if name != "policy"}
+    limits: Any = [
+        None if math.isnan(given[name]) else given[name]
+        for name in ("token_budget", "max_sequences", "memory_frac")
+    ]
+    changed_scheduler(Scheduler(), None, *limits)
+    drafted: Any = given["speculative_tokens"]
+    if drafted != int(drafted):
+        raise SpecError("speculative_tokens", drafted, "must be a whole number")
+    Speculation(drafted, given["acceptance"], given["draft_frac"])
+    check_load(given["concurrency"], given["prefix_hit"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,22 +137,10 @@ class Served:
 
     def error_of(self, row: Mapping[str, float]) -> str:
         """What `rtsim.serve` says of a row that is no load."""
-        plain = {n: int(v) if math.isfinite(v) and v == int(v) else v for n, v in row.items()}
-        made = self.engine.system
         try:
-            limits: Any = [plain[n] for n in ("token_budget", "max_sequences", "memory_frac")]
-            changed_scheduler(made, None, *limits)
-            if plain["speculative_tokens"] != int(plain["speculative_tokens"]):
-                raise SpecError(
-                    "speculative_tokens", plain["speculative_tokens"], "must be a whole number"
-                )
-            drafts: Any = [plain[n] for n in ("speculative_tokens", "acceptance", "draft_frac")]
-            Speculation(*drafts)
-            lengths = {name: plain[name] for name in ("input_len", "output_len")}
-            WorkloadSpec.from_mapping(lengths).check_model(made.model)
-            load_of(
-                self.engine, plain["concurrency"], 1, 1, prefix_hit=plain["prefix_hit"],
-            )  # fmt: skip
+            check_numbers(row)
+            lengths = {name: _plain(row[name]) for name in ("input_len", "output_len")}
+            WorkloadSpec.from_mapping(lengths).check_model(self.engine.system.model)
         except RtsimError as error:
             return str(error)
         return "a number of the load is out of range"
@@ -204,7 +212,8 @@ def _capacity(of: Served, memory_frac: float, token_budget: int) -> tuple[float,
     """(bytes left for the cache, "" or why there are none)."""
     try:
         made = of.engine.system
-        scheduler = changed_scheduler(made, None, token_budget, None, memory_frac)
+        own = of.engine.scheduler
+        scheduler = changed_scheduler(own, None, token_budget, None, memory_frac)
         return cache_of(made, scheduler).capacity_bytes, ""
     except RtsimError as error:
         return math.nan, str(error)

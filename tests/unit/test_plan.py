@@ -1,4 +1,4 @@
-"""Plans: exact over their space, by an enumeration with `predict`; every way of finding none."""
+"""Plans of static batches: exact over their space; every way of finding none; the command."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_runner_ups_are_other_systems_in_order() -> None:
 
 
 def test_the_result_is_what_predict_says() -> None:
-    best = plan("mixtral-8x7b", "h100", rate_per_s=5, level="chat", **SIZES).best
+    best = plan("mixtral-8x7b", "h100", rate_per_s=5, level="chat", static=True, **SIZES).best
     one = rtsim.predict(
         "mixtral-8x7b",
         "h100",
@@ -273,7 +273,7 @@ def test_gpus_without_a_price() -> None:
 
 
 def test_impossible_splits_are_counted_and_explained() -> None:
-    found = plan("llama-2-13b", "a100", rate_per_s=1, level="chat", tp=[1, 3], **SIZES)
+    found = plan("llama-2-13b", "a100", rate_per_s=1, level="chat", tp=[1, 3], static=True, **SIZES)
     assert found.lost["not possible"] == {"a100": 10}
     assert "must divide the 40 attention heads" in found.errors[0][0]
     with pytest.raises(NothingSatisfies, match="must divide the 40 attention heads"):
@@ -329,7 +329,7 @@ COMMAND = ["plan", "--arch", "gpt-j-6b", "--gpu", "a100,h100", "--input-len", "5
 
 
 def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run([*COMMAND, "--rate", "5", "--level", "chat"]) == 0
+    assert run([*COMMAND, "--rate", "5", "--level", "chat", "--static"]) == 0
     out = capsys.readouterr().out
     for words in ("cheapest; 300", "System", "Best, next", "satisfy", "static batching", "MLPerf"):
         assert words in out
@@ -343,7 +343,7 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_figures_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
     """As GPUs of a file that states the changed figure, and named in the notes."""
-    request = [*COMMAND, "--rate", "50", "--level", "chat", "--json"]
+    request = [*COMMAND, "--rate", "50", "--level", "chat", "--static", "--json"]
     assert run([*request, "--set", "gpu.hbm_bytes_per_s=2x", "--set", "model.n_layers=14"]) == 0
     found = json.loads(capsys.readouterr().out)
     best = found["best"]

@@ -91,9 +91,7 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-_SERVING = (
-    click.option("--concurrency", type=float, metavar="N",
-                 help="Requests in flight on the whole system: serving in its steady state."),
+_ENGINE = (
     click.option("--policy", metavar="NAME",
                  help="How prompts get into steps: mixed or prefill-first; the stack's own."),
     click.option("--token-budget", type=count, metavar="N", help="Most tokens of a step."),
@@ -109,6 +107,11 @@ _SERVING = (
                  help="Chance that a drafted token is kept."),
     click.option("--draft-frac", type=float, metavar="F",
                  help="Time of drafting a token, as a share of a decode step."),
+)  # fmt: skip
+_SERVING = (
+    click.option("--concurrency", type=float, metavar="N",
+                 help="Requests in flight on the whole system: serving in its steady state."),
+    *_ENGINE,
     click.option("--prefill-workers", type=count, metavar="N",
                  help="Replicas that only take prompts (disaggregated serving)."),
     click.option("--decode-workers", type=count, metavar="N", help="Replicas that only decode."),
@@ -120,6 +123,13 @@ SERVING_NAMES = (
     *("speculative_tokens", "acceptance", "draft_frac", "prefill_workers", "decode_workers"),
     "prefill_tp",
 )
+
+
+def engine_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of an engine that serves: its scheduler, prefix cache and drafts."""
+    for option in reversed(_ENGINE):
+        command = option(command)
+    return command
 
 
 def serving_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -6,7 +6,14 @@ from typing import Any
 
 import click
 
-from rtsim.cli.parameters import count, deliver, json_option, output_option, set_option
+from rtsim.cli.parameters import (
+    count,
+    deliver,
+    engine_options,
+    json_option,
+    output_option,
+    set_option,
+)
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -57,13 +64,18 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option("--pp", metavar="LIST", help="Pipeline degrees; else all that a node allows.")
 @click.option("--ep", metavar="LIST", help="Expert-parallel degrees; else all that tp allows.")
 @click.option("--attention-dp", metavar="LIST", help="As in rtsim predict; else 1.")
-@click.option("--micro-batches", metavar="LIST", help="As in rtsim predict; else 1.")
-@click.option("--batch-size", metavar="LIST", default="1:512:x2", show_default=True,
-              help="Sequences at a time in a replica.")  # fmt: skip
+@click.option("--micro-batches", metavar="LIST", help="As in rtsim predict, of static batches.")
+@click.option("--static", is_flag=True, default=None,
+              help="Replicas work off static batches, instead of serving.")  # fmt: skip
+@click.option("--batch-size", metavar="LIST",
+              help="Sequences of a static batch, in a replica; else 1:512:x2.")  # fmt: skip
 @click.option("--stack", metavar="A,B", help="Software stacks.")
 @click.option("--dtype", metavar="A,B", help="Number formats of the computation.")
 @click.option("--kv-cache-dtype", metavar="A,B", help="Number formats of the KV cache.")
 @click.option("--quantization", metavar="A,B", help="Weight formats, such as none,fp8.")
+@click.option("--concurrency", metavar="LIST",
+              help="Requests in flight in a replica; else 1 to 32, then 32 an octave.")  # fmt: skip
+@engine_options
 @click.option("--runner-ups", type=click.IntRange(0, 1000), metavar="N", default=5,
               show_default=True, help="Other systems to show.")  # fmt: skip
 @set_option
@@ -74,8 +86,10 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
 def command(as_json: bool, output: str | None, plot: str | None, **request: Any) -> None:
     """Find the best system that serves a model at a service level.
 
-    Every GPU, split, format and batch of the space is predicted, so that the answer is exact.
-    LIST is values 1,2,4, a range 1:9:2, or a geometric range 1:512:x2.
+    Every GPU, split, format and number of requests in flight is predicted, so that the answer is
+    exact. Replicas serve by continuous batching, in their steady state at the load. With --static,
+    --batch-size or --micro-batches, a --stack that does not serve, or an encoder, they work off
+    batches. LIST is values 1,2,4, a range 1:9:2, or a geometric range 1:512:x2.
     """
     from rtsim.cli import plan_view
     from rtsim.plan import plan

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rtsim import units
-from rtsim.plan import Plan, PlannedSystem
+from rtsim.planned import Plan, PlannedSystem
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,6 +26,7 @@ def to_json(plan: Plan) -> dict[str, Any]:
     return {
         "model": plan.model,
         "objective": plan.objective,
+        "serving": not plan.static,
         "level": {
             "name": level.name or None, "ttft_s": _finite(level.ttft_s),
             "tpot_s": _finite(level.tpot_s), "source": level.source or None,
@@ -112,7 +113,7 @@ def _headline(plan: Plan) -> Any:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column()
-    table.add_row("System", f"{best.num_gpus:,} x {best.gpu}: {_replicas(best)}")
+    table.add_row("System", f"{best.num_gpus:,} x {best.gpu}: {_replicas(best, plan.static)}")
     table.add_row("TTFT", _held(best.ttft_s, best.ttft_s_high, level.ttft_s))
     if best.tpot_s is not None and best.tpot_s_high is not None:
         table.add_row("TPOT", _held(best.tpot_s, best.tpot_s_high, level.tpot_s))
@@ -123,7 +124,15 @@ def _headline(plan: Plan) -> Any:
         f"{units.format_seconds(best.e2e_latency_s_high)}",
     )
     loaded = "" if best.load_frac is None else f", loaded to {100 * best.load_frac:.0f}%"
-    table.add_row("Carries", f"{best.requests_per_s:.3g} requests/s{loaded}")
+    within = "" if plan.static else " within the level"
+    table.add_row("Carries", f"{best.requests_per_s:.3g} requests/s{within}{loaded}")
+    if best.saturation_requests_per_s is not None and best.saturation_margin_frac is not None:
+        table.add_row(
+            "Saturates",
+            f"at {best.saturation_requests_per_s:.3g} requests/s, "
+            f"{100 * best.saturation_margin_frac:.0f}% left; at most {best.largest_in_flight:,} "
+            "run at once",
+        )
     if best.usd_per_hour is not None and best.usd_per_million_output_tokens is not None:
         million = units.format_usd(best.usd_per_million_output_tokens)
         hour = units.format_usd(best.usd_per_hour)
@@ -135,12 +144,20 @@ def _headline(plan: Plan) -> Any:
     return table
 
 
-def _replicas(system: PlannedSystem) -> str:
+def _replicas(system: PlannedSystem, static: bool) -> str:
     plural = "replica" if system.dp == 1 else "replicas"
     formats = [f"{name} {value}" for name in _FORMATS if (value := getattr(system, name))]
     return ", ".join(
-        [f"{system.dp:,} {plural} of {_split(system)}", f"batch {system.batch_size}", *formats]
+        [f"{system.dp:,} {plural} of {_split(system)}", _batch(system, static), *formats]
     )
+
+
+def _batch(system: PlannedSystem, static: bool) -> str:
+    if static:
+        return f"batch {system.batch_size}"
+    requests = "request" if system.batch_size == 1 else "requests"
+    each = " each" if system.dp > 1 else ""
+    return f"{system.batch_size:,} {requests} in flight{each}"
 
 
 def _split(system: PlannedSystem) -> str:
@@ -176,7 +193,8 @@ def _systems(plan: Plan) -> Any:
         varies = "J/req"
     elif plan.objective == "cost" and plan.rate_per_s is None:
         varies = "Req/s"
-    for name in ("Best, next", "GPUs", "Split", "Batch", *(_SHORT[name] for name in formats),
+    batch = "Batch" if plan.static else "In\nflight"
+    for name in ("Best, next", "GPUs", "Split", batch, *(_SHORT[name] for name in formats),
                  "TTFT", "TPOT", varies, "$/h"):  # fmt: skip
         left = name in ("Best, next", "Split", *_SHORT.values())
         table.add_column(name, justify="left" if left else "right", no_wrap=True)

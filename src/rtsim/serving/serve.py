@@ -146,7 +146,8 @@ def serve(
     )
     speculation = Speculation(speculative_tokens, acceptance, draft_frac)
     made = system(arch, gpu, stack=stack, profile=profile, **split)
-    scheduler = changed_scheduler(made, policy, token_budget, max_sequences, memory_frac)
+    own = scheduler_of(made.profile.stack, made.gpu)
+    scheduler = changed_scheduler(own, policy, token_budget, max_sequences, memory_frac)
     if scheduler.policy == "static":
         raise SpecError("policy", "static", "has no steady state: simulate it, or predict a batch")
     engine = Engine(made, scheduler)
@@ -239,10 +240,10 @@ def _count(name: str, value: Any) -> int:
 
 
 def changed_scheduler(
-    made: System, policy: str | None, token_budget: int | None, max_sequences: int | None,
+    own: Scheduler, policy: str | None, token_budget: int | None, max_sequences: int | None,
     memory_frac: float | None,
 ) -> Scheduler:  # fmt: skip
-    """The stack's scheduler with what was asked for."""
+    """A stack's own scheduler with what was asked for; SpecError for what cannot be."""
     changes: dict[str, Any] = {}
     if policy is not None:
         if policy not in get_args(Policy):
@@ -255,7 +256,7 @@ def changed_scheduler(
         if not 0.0 < memory_frac <= 1.0:
             raise SpecError("memory_frac", memory_frac, "must be a share from above 0 to 1")
         changes["memory_frac"] = memory_frac
-    return replace(scheduler_of(made.profile.stack, made.gpu), **changes)
+    return replace(own, **changes)
 
 
 def _pools(

@@ -89,6 +89,14 @@ FIELDS = (
 )
 
 
+def check_load(concurrency: float, prefix_hit: float) -> None:
+    """SpecError for numbers that are no load."""
+    if not 0.0 <= prefix_hit < 1.0:
+        raise SpecError("prefix_hit", prefix_hit, "must be a share from 0 to below 1")
+    if not concurrency > 0.0 or not math.isfinite(concurrency):
+        raise SpecError("concurrency", concurrency, "must be above 0")
+
+
 def load_of(
     engine: Engine,
     concurrency: float,
@@ -98,10 +106,7 @@ def load_of(
     speculation: Speculation = NO_SPECULATION,
 ) -> tuple[float, ...]:
     """A `steady.Load` of one group of the engine's GPUs, as a tuple of floats."""
-    if not 0.0 <= prefix_hit < 1.0:
-        raise SpecError("prefix_hit", prefix_hit, "must be a share from 0 to below 1")
-    if not concurrency > 0.0 or not math.isfinite(concurrency):
-        raise SpecError("concurrency", concurrency, "must be above 0")
+    check_load(concurrency, prefix_hit)
     parallelism = engine.system.parallelism
     most = engine.most_running(int(input_len), int(output_len))
     if most < 1.0:
