@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtsim.errors import SpecError
-from rtsim.profile import DEVIATIONS_90
 from rtsim.served import LOAD, SIZES, Served, Sizes, served
-from rtsim.serving.steady import serving_sigma
+from rtsim.serving.steady import interval_factor
 from rtsim.system_rows import Base, Systems
 
 Array = NDArray[Any]
@@ -46,9 +45,7 @@ def metrics_of(one: Served, sizes: Sizes, loads: Array, capacity: Array, machine
     running = found["running"] * groups
     held = found["running"] * one.sequence_bytes(s["input_len"] + 0.5 * outputs)
     allowed = s["memory_frac"] * float(made.gpu.memory_bytes)
-    first, each = (
-        math.exp(DEVIATIONS_90 * serving_sigma(made.profile, name)) for name in ("ttft", "tpot")
-    )
+    first, each = (interval_factor(made, name) for name in ("ttft", "tpot"))
     ends = {
         "low": found["ttft_s"] / first + decoded_s / each,
         "high": found["ttft_s"] * first + decoded_s * each,

@@ -29,9 +29,8 @@ from rtsim.errors import RtsimError, SpecError
 from rtsim.lengths import Lengths
 from rtsim.plan_candidates import ROUNDING, Candidates, Demand, replicas_for
 from rtsim.plan_space import DEGREES, FORMATS, Replica
-from rtsim.profile import DEVIATIONS_90
 from rtsim.served import LOAD, SIZES, Served, check_numbers, served
-from rtsim.serving.steady import serving_sigma
+from rtsim.serving.steady import interval_factor
 from rtsim.specs import ModelSpec, WorkloadSpec
 from rtsim.system_rows import Base, Systems
 
@@ -215,10 +214,7 @@ def _times(one: Served, machine: Any, load: Array, in_flight: Array, mix: Mix) -
         for name in ("input_len", "cached_tokens"):
             loads[:, LOAD[name]] *= longer
         further_s = one.steady(loads, machine)["ttft_alone_s"] - found["ttft_alone_s"]
-    profile = one.engine.system.profile
-    ttft, tpot = (
-        math.exp(DEVIATIONS_90 * serving_sigma(profile, name)) for name in ("ttft", "tpot")
-    )
+    ttft, tpot = (interval_factor(one.engine.system, name) for name in ("ttft", "tpot"))
     first_s = found["ttft_s"]
     decoded_s = np.nan_to_num(found["tpot_s"]) * (mix.output_len - 1.0)
     return {

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 # Page -> (commands with output, commands that are refused, what its Python examples print).
 PAGES = {
     "extend": (3, 0, r"^1\.\d+\n6700000000000\.0"),
-    "sweep": (3, 0, "must divide the 16 attention heads"),
+    "sweep": (4, 0, "must divide the 16 attention heads"),
     "plan": (4, 1, ""),
 }
 

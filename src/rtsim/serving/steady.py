@@ -191,8 +191,13 @@ def state_of(
 
 def interval_90(system: System, name: str, seconds: float) -> tuple[float, float]:
     """The 90 % interval of a serving time, "ttft" or "tpot", from the scatter of left-out runs."""
-    factor = math.exp(DEVIATIONS_90 * system_sigma(system, name))
+    factor = interval_factor(system, name)
     return seconds / factor, seconds * factor
+
+
+def interval_factor(system: System, name: str) -> float:
+    """Upper end of a 90 % interval over the time, and the time over the lower end."""
+    return math.exp(DEVIATIONS_90 * system_sigma(system, name))
 
 
 def system_sigma(system: System, name: str) -> float:
