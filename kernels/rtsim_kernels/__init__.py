@@ -47,6 +47,12 @@ def compiled() -> ModuleType:
                 "moe",
                 "mla",
                 "bulk",
+                "serving_state",
+                "timeline",
+                "request_queue",
+                "scheduling",
+                "step_memo",
+                "events",
             ):
                 importlib.import_module(f"{COMPILED_PACKAGE}.{name}")
     return sys.modules[COMPILED_PACKAGE]

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import mixed
+from rtsim_kernels import mixed, tables
 
 from rtsim.errors import SpecError
 from rtsim.device_facts import record
@@ -72,6 +72,10 @@ class Engine:
         kernels, machine = self.system.compiled_form()
         table = self.system.table
         return kernels, (table.rows, table.segments, machine, self.row[()])
+
+    def interpreted(self) -> tuple[Any, ...]:
+        """(operators, segments, machine, engine) for the kernels as plain Python."""
+        return (*self.system._plain(), tables.as_row(self.row[()]))
 
     def step_s(self, batch: mixed.Batch) -> float:
         """Seconds of one step; `batch` is of one group."""

@@ -1,0 +1,81 @@
+"""Figures over time and distributions, in memory that does not grow with the simulation.
+
+**Over time.** A fixed number of buckets of equal length; when time runs past the last one, pairs
+are joined and the length doubles. Areas (value x seconds) are exact for steps of a value, so that
+means over all of the time are too: mean number in the system x time = sum of times in the system
+(Little, Oper. Res. 9, 1961), whatever the buckets.
+
+**Distributions.** Histograms over the logarithm of a time, bins a factor `1 + 5e-4` wide from 0.1 us
+to 10^7 s; a percentile is within half a bin (0.025 %) of that of the times themselves. Number, sum
+and largest are exact.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ._jit import jit
+from .serving_state import N_SERIES
+
+LOWEST_S = 1e-7
+BIN = 5e-4  # of the natural logarithm
+N_BINS = 64_472  # up to 10^7 s
+N_BUCKETS = 1024
+FIRST_BUCKET_S = 0.01
+
+
+@jit
+def bucket_of(time_s: float, series: Any, totals: Any) -> int:
+    """Bucket that holds a time; joins buckets until there is one."""
+    n = series.shape[1]
+    while time_s >= n * totals[0].bucket_s:
+        for row in range(N_SERIES):
+            for i in range(n // 2):
+                series[row, i] = series[row, 2 * i] + series[row, 2 * i + 1]
+            for i in range(n // 2, n):
+                series[row, i] = 0.0
+        totals[0].bucket_s *= 2.0
+    return int(time_s / totals[0].bucket_s)
+
+
+@jit
+def add_area(row: int, start_s: float, end_s: float, value: float, state: Any) -> None:
+    """Add `value` over an interval of time to the buckets that it crosses."""
+    if end_s <= start_s or value == 0.0:
+        return
+    series = state.series
+    last = min(bucket_of(end_s, series, state.totals), series.shape[1] - 1)
+    first = min(bucket_of(start_s, series, state.totals), last)
+    width_s = state.totals[0].bucket_s
+    if first == last:
+        series[row, first] += value * (end_s - start_s)
+        return
+    series[row, first] += value * ((first + 1) * width_s - start_s)
+    for i in range(first + 1, last):
+        series[row, i] += value * width_s
+    series[row, last] += value * (end_s - last * width_s)
+
+
+@jit
+def add_count(row: int, time_s: float, count: float, state: Any) -> None:
+    """Count something at a time."""
+    state.series[row, bucket_of(time_s, state.series, state.totals)] += count
+
+
+@jit
+def bin_of(seconds: float) -> int:
+    """Bin of a time in a histogram."""
+    if seconds <= LOWEST_S:
+        return 0
+    return min(N_BINS - 1, int(math.log(seconds / LOWEST_S) / BIN))
+
+
+@jit
+def observe(distribution: int, seconds: float, place: int, state: Any) -> None:
+    """Add a time to a distribution; `place` is its bin."""
+    state.counts[distribution, place] += 1
+    sums = state.sums
+    sums[distribution, 0] += 1.0
+    sums[distribution, 1] += seconds
+    sums[distribution, 2] = max(sums[distribution, 2], seconds)
