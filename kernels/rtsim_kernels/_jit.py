@@ -55,14 +55,23 @@ if COMPILED:
 
     def jit(function: Function) -> Function:
         """Compile `function` in nopython mode, without the GIL, cached in `cache_folder()`."""
+        return _compiled(function)
+
+    def jit_inner(function: Function) -> Function:
+        """`jit` for what only compiled code calls: without the entry from Python, which costs
+        much of the compilation where arguments are tuples of many arrays.
+        """
+        return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+    def _compiled(function: Function, **options: bool) -> Function:
         # Numba picks the cache folder when the function is decorated: set it for that moment
         # only, so that other users of Numba in this process keep theirs.
         kept = config.CACHE_DIR
         config.CACHE_DIR = str(_CACHE_FOLDER)
         try:
-            return numba.njit(cache=True, nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+            return numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)  # type: ignore[no-any-return]
         except RuntimeError:  # no writable cache folder: compile for this process only
-            return numba.njit(nogil=True, error_model="numpy")(function)  # type: ignore[no-any-return]
+            return numba.njit(nogil=True, error_model="numpy", **options)(function)  # type: ignore[no-any-return]
         finally:
             config.CACHE_DIR = kept
 
@@ -71,3 +80,5 @@ else:
     def jit(function: Function) -> Function:
         """Leave `function` as plain Python."""
         return function
+
+    jit_inner = jit

@@ -23,77 +23,70 @@ import math
 from typing import Any
 
 from . import serving_state as st
-from ._jit import jit
+from ._jit import jit, jit_inner
 from .scheduling import batch_of, cache_bytes, compose, give_blocks, settle_cache, wait
 from .step_memo import remembered_step_s
 from .timeline import add_area, add_count, bin_of, observe
 
 
-@jit
-def least_loaded(candidates: Any, groups: Any) -> int:
-    """The group with the fewest requests, the first of equals."""
-    best = candidates[0]
-    for g in candidates:
+@jit_inner
+def least_loaded(first: int, last: int, groups: Any) -> int:
+    """The group with the fewest requests of first <= g < last, the first of equals."""
+    best = first
+    for g in range(first, last):
         if groups[g].n_waiting + groups[g].n_running < (
             groups[best].n_waiting + groups[best].n_running
         ):
             best = g
-    return int(best)
+    return best
 
 
-@jit
-def send_to_entry(slot: int, now_s: float, state: Any) -> None:
-    """Route a new request to a group."""
-    totals = state.totals[0]
-    if state.rules[0].routing == st.LEAST_LOADED:
-        g = least_loaded(state.entries, state.groups)
+@jit_inner
+def send(slot: int, decoder: bool, now_s: float, state: Any) -> None:
+    """Route a new request, or one whose cache has been moved to the decoding pool, to a group."""
+    groups = state.sched.groups
+    totals = state.sched.totals[0]
+    first = totals.first_decoder if decoder else 0
+    last = len(groups) if decoder or totals.first_decoder == 0 else totals.first_decoder
+    if state.sched.rules[0].routing == st.LEAST_LOADED:
+        g = least_loaded(first, last, groups)
+    elif decoder:
+        g = first + totals.next_decoder % (last - first)
+        totals.next_decoder += 1
     else:
-        g = state.entries[totals.next_entry]
-        totals.next_entry = (totals.next_entry + 1) % len(state.entries)
-    wait(g, slot, now_s, state)
-    state.replicas[state.groups[g].replica].touched = 1
+        g = first + totals.next_entry % (last - first)
+        totals.next_entry += 1
+    wait(g, slot, now_s, state.sched)
+    state.replicas[groups[g].replica].touched = 1
 
 
-@jit
-def send_to_decoder(slot: int, now_s: float, state: Any) -> None:
-    """Route a request whose cache has been moved to a decoding group."""
-    totals = state.totals[0]
-    if state.rules[0].routing == st.LEAST_LOADED:
-        g = least_loaded(state.decoders, state.groups)
-    else:
-        g = state.decoders[totals.next_decode]
-        totals.next_decode = (totals.next_decode + 1) % len(state.decoders)
-    wait(g, slot, now_s, state)
-    state.replicas[state.groups[g].replica].touched = 1
-
-
-@jit
+@jit_inner
 def refusal(prompt: int, output: int, state: Any) -> int:
     """Why a request can never be served; FINISHED where it can."""
-    rules = state.rules
+    rules = state.sched.rules
     if prompt < 1 or output < 1:
         return st.BAD_LENGTH
     if prompt + output > rules[0].most_tokens:
         return st.BEYOND_CONTEXT
-    for g in range(len(state.groups)):
-        group = state.groups[g]
+    for g in range(len(state.sched.groups)):
+        group = state.sched.groups[g]
         kept = prompt if group.role == st.PREFILL else prompt + output - 1
         blocks = -(-kept // rules[group.pool].block_tokens)
-        if cache_bytes(group.pool, blocks, state) > group.capacity_bytes:
+        if cache_bytes(group.pool, blocks, state.sched) > group.capacity_bytes:
             return st.BEYOND_CACHE
     return st.FINISHED
 
 
-@jit
+@jit_inner
 def arrive(now_s: float, arrivals: Any, state: Any) -> None:
     """Take the next request in, or refuse it."""
-    totals = state.totals[0]
+    totals = state.sched.totals[0]
     row = totals.next_arrival
     totals.next_arrival += 1
     index = totals.n_arrived
     totals.n_arrived += 1
     totals.last_arrival_s = now_s
-    add_count(st.ARRIVED, now_s, 1.0, state)
+    add_count(st.ARRIVED, now_s, 1.0, state.sched.series, state.sched.totals)
     prompt = arrivals.prompt[row]
     output = arrivals.output[row]
     status = refusal(prompt, output, state)
@@ -116,7 +109,7 @@ def arrive(now_s: float, arrivals: Any, state: Any) -> None:
         record.preemptions = 0
     else:
         slot = totals.free_slot
-        request = state.requests[slot]
+        request = state.sched.requests[slot]
         totals.free_slot = request.right
         totals.n_in_flight += 1
         request.index = index
@@ -134,31 +127,31 @@ def arrive(now_s: float, arrivals: Any, state: Any) -> None:
         request.first_token_s = math.nan
         request.last_token_s = math.nan
         request.longest_gap_s = 0.0
-        send_to_entry(slot, now_s, state)
+        send(slot, False, now_s, state)
     totals.waiting_at_last_arrival = totals.waiting
     totals.in_flight_at_last_arrival = totals.n_in_flight
 
 
-@jit
+@jit_inner
 def finish(slot: int, now_s: float, state: Any) -> None:
     """Record a request that has all its tokens, and free its slot."""
-    totals = state.totals[0]
-    request = state.requests[slot]
-    outside_s = state.rules[0].request_s
+    totals = state.sched.totals[0]
+    request = state.sched.requests[slot]
+    outside_s = state.sched.rules[0].request_s
     ttft_s = request.first_token_s - request.arrival_s + outside_s
     e2e_s = now_s - request.arrival_s + outside_s
     tpot_s = math.nan
-    observe(st.TTFT, ttft_s, bin_of(ttft_s), state)
-    observe(st.E2E, e2e_s, bin_of(e2e_s), state)
-    observe(st.WAIT, request.waited_s, bin_of(request.waited_s), state)
-    met = ttft_s <= state.rules[0].ttft_limit_s
+    observe(st.TTFT, ttft_s, bin_of(ttft_s), state.counts, state.sums)
+    observe(st.E2E, e2e_s, bin_of(e2e_s), state.counts, state.sums)
+    observe(st.WAIT, request.waited_s, bin_of(request.waited_s), state.counts, state.sums)
+    met = ttft_s <= state.sched.rules[0].ttft_limit_s
     if request.output > 1:
         tpot_s = (now_s - request.first_token_s) / (request.output - 1)
-        observe(st.TPOT, tpot_s, bin_of(tpot_s), state)
-        met = met and tpot_s <= state.rules[0].tpot_limit_s
+        observe(st.TPOT, tpot_s, bin_of(tpot_s), state.counts, state.sums)
+        met = met and tpot_s <= state.sched.rules[0].tpot_limit_s
     totals.n_met += met
     state.ended[st.FINISHED] += 1
-    add_count(st.ENDED, now_s, 1.0, state)
+    add_count(st.ENDED, now_s, 1.0, state.sched.series, state.sched.totals)
     record = state.records[totals.n_records]
     totals.n_records += 1
     record.request = request.index
@@ -179,14 +172,14 @@ def finish(slot: int, now_s: float, state: Any) -> None:
     totals.n_in_flight -= 1
 
 
-@jit
+@jit_inner
 def hand_over(g: int, slot: int, now_s: float, state: Any) -> None:
     """Send a request's cache to the decoding pool, after those that were there before."""
-    group = state.groups[g]
-    request = state.requests[slot]
-    rules = state.rules[group.pool]
+    group = state.sched.groups[g]
+    request = state.sched.requests[slot]
+    rules = state.sched.rules[group.pool]
     held = -(-request.computed // rules.block_tokens)
-    moved = cache_bytes(group.pool, held, state)
+    moved = cache_bytes(group.pool, held, state.sched)
     start_s = max(now_s, group.link_free_s)
     request.ready_s = start_s + rules.transfer_s + moved / rules.transfer_bytes_per_s
     group.link_free_s = request.ready_s
@@ -195,45 +188,45 @@ def hand_over(g: int, slot: int, now_s: float, state: Any) -> None:
     if group.moves_last == st.NONE:
         group.moves_first = slot
     else:
-        state.requests[group.moves_last].right = slot
+        state.sched.requests[group.moves_last].right = slot
     group.moves_last = slot
-    state.totals[0].moved_bytes += moved
+    state.sched.totals[0].moved_bytes += moved
 
 
-@jit
+@jit_inner
 def arrive_moved(g: int, now_s: float, state: Any) -> None:
     """The first cache on its way from a group has left it."""
-    group = state.groups[g]
+    group = state.sched.groups[g]
     slot = group.moves_first
-    request = state.requests[slot]
+    request = state.sched.requests[slot]
     group.moves_first = request.right
     if group.moves_first == st.NONE:
         group.moves_last = st.NONE
-    settle_cache(g, now_s, state)
-    give_blocks(g, slot, state)
+    settle_cache(g, now_s, state.sched)
+    give_blocks(g, slot, state.sched)
     state.replicas[group.replica].touched = 1
-    add_area(st.WAITING, request.queued_s, now_s, 1.0, state)
+    add_area(st.WAITING, request.queued_s, now_s, 1.0, state.sched.series, state.sched.totals)
     request.waited_s += now_s - request.queued_s
-    send_to_decoder(slot, now_s, state)
+    send(slot, True, now_s, state)
 
 
-@jit
+@jit_inner
 def end_step(r: int, now_s: float, state: Any) -> None:
     """Count what a step has computed: tokens, ends, caches to move."""
     replica = state.replicas[r]
-    totals = state.totals[0]
-    running = state.running
+    totals = state.sched.totals[0]
+    running = state.sched.running
     gap_s = -1.0  # most sequences of a step have the same gap
     gap_bin = 0
     for g in range(replica.first_group, replica.last_group):
-        group = state.groups[g]
-        settle_cache(g, now_s, state)
-        add_area(st.RUNNING, replica.started_s, now_s, float(group.n_running), state)
+        group = state.sched.groups[g]
+        settle_cache(g, now_s, state.sched)
+        add_area(st.RUNNING, replica.started_s, now_s, float(group.n_running), state.sched.series, state.sched.totals)
         kept = 0
         tokens = 0
         for i in range(group.n_running):
             slot = running[g, i]
-            request = state.requests[slot]
+            request = state.sched.requests[slot]
             running[g, kept] = slot
             kept += 1
             if request.new_tokens == 0:
@@ -250,12 +243,12 @@ def end_step(r: int, now_s: float, state: Any) -> None:
                 if since_s != gap_s:
                     gap_s = since_s
                     gap_bin = bin_of(gap_s)
-                observe(st.GAP, gap_s, gap_bin, state)
+                observe(st.GAP, gap_s, gap_bin, state.counts, state.sums)
                 request.longest_gap_s = max(request.longest_gap_s, gap_s)
             request.last_token_s = now_s
             request.generated += 1
             if request.generated == request.output:
-                give_blocks(g, slot, state)
+                give_blocks(g, slot, state.sched)
                 finish(slot, now_s, state)
                 group.crowded = 0
                 kept -= 1
@@ -265,26 +258,26 @@ def end_step(r: int, now_s: float, state: Any) -> None:
                 kept -= 1
         group.n_running = kept
         totals.output_tokens += tokens
-        add_count(st.TOKENS, now_s, float(tokens), state)
+        add_count(st.TOKENS, now_s, float(tokens), state.sched.series, state.sched.totals)
     replica.busy_s += now_s - replica.started_s
     replica.ends_s = st.NEVER
     replica.touched = 1
 
 
-@jit
+@jit_inner
 def start_step(r: int, now_s: float, state: Any, pools: Any) -> None:
     """Start the next step of an idle replica, if there is anything to do."""
     replica = state.replicas[r]
-    totals = state.totals[0]
+    totals = state.sched.totals[0]
     replica.touched = 0
     longest_s = 0.0
     decodes = 0.0
     prompts = 0
     prompt_tokens = 0.0
     for g in range(replica.first_group, replica.last_group):
-        group = state.groups[g]
-        compose(g, now_s, state)
-        batch = batch_of(g, state)
+        group = state.sched.groups[g]
+        compose(g, now_s, state.sched)
+        batch = batch_of(g, state.sched)
         if batch.n_decodes == 0.0 and batch.n_prompts == 0.0:
             continue
         if group.pool == 0:
@@ -316,13 +309,13 @@ def start_step(r: int, now_s: float, state: Any, pools: Any) -> None:
         step.waiting = totals.waiting
 
 
-@jit
+@jit_inner
 def next_arrival_s(arrivals: Any, state: Any) -> float:
     """When the next request arrives: as stated, or in a closed loop when one may."""
-    totals = state.totals[0]
+    totals = state.sched.totals[0]
     if totals.next_arrival >= len(arrivals.arrival_s):
         return st.NEVER
-    most = state.rules[0].concurrency
+    most = state.sched.rules[0].concurrency
     if most == 0:
         return float(max(totals.now_s, arrivals.arrival_s[totals.next_arrival]))
     return float(totals.now_s) if totals.n_in_flight < most else st.NEVER
@@ -334,12 +327,12 @@ def run(state: Any, arrivals: Any, pools: Any) -> int:
 
     pools: a `Pool` for prompts and decoding (or prompts alone) and one for decoding.
     """
-    totals = state.totals[0]
+    totals = state.sched.totals[0]
     replicas = state.replicas
     widest = 1
     for r in range(len(replicas)):
         groups = replicas[r].last_group - replicas[r].first_group
-        widest = max(widest, groups * state.running.shape[1])
+        widest = max(widest, groups * state.sched.running.shape[1])
     while True:
         if totals.n_records + widest > len(state.records):
             return st.RECORDS_FULL
@@ -353,10 +346,10 @@ def run(state: Any, arrivals: Any, pools: Any) -> int:
         which = 0
         if next_s < st.NEVER and totals.free_slot == st.NONE:
             return st.NEEDS_ROOM
-        for g in range(len(state.groups)):
-            first = state.groups[g].moves_first
-            if first != st.NONE and state.requests[first].ready_s < next_s:
-                next_s = state.requests[first].ready_s
+        for g in range(len(state.sched.groups)):
+            first = state.sched.groups[g].moves_first
+            if first != st.NONE and state.sched.requests[first].ready_s < next_s:
+                next_s = state.sched.requests[first].ready_s
                 what = 1
                 which = g
         waits = False

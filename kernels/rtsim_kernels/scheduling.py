@@ -22,40 +22,40 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._jit import jit
+from ._jit import jit_inner
 from .mixed import Batch
 from .request_queue import popped, pushed
 from .serving_state import CACHE, MIXED, NONE, PREFILL, STATIC, WAITING
 from .timeline import add_area
 
 
-@jit
+@jit_inner
 def settle_cache(g: int, now_s: float, state: Any) -> None:
     """Account for the cache in use up to now, before it changes."""
     group = state.groups[g]
-    add_area(CACHE, group.since_s, now_s, float(group.used_bytes), state)
+    add_area(CACHE, group.since_s, now_s, float(group.used_bytes), state.series, state.totals)
     group.since_s = now_s
 
 
-@jit
+@jit_inner
 def tokens_left(request: Any) -> int:
     """Tokens to compute until the next one comes out."""
     return int(request.prompt + request.generated - request.computed)
 
 
-@jit
+@jit_inner
 def decodes(request: Any) -> bool:
     """Whether the request's next step is that of one further token."""
     return bool(request.generated > 0 and tokens_left(request) == 1)
 
 
-@jit
+@jit_inner
 def cache_bytes(pool: int, blocks: int, state: Any) -> int:
     """Bytes of a sequence with this many blocks."""
     return int(state.block_bytes[pool, blocks])
 
 
-@jit
+@jit_inner
 def take_blocks(g: int, slot: int, tokens: int, state: Any) -> bool:
     """Give a request the blocks of `tokens` tokens; False, and none, where they are not free."""
     group = state.groups[g]
@@ -73,7 +73,7 @@ def take_blocks(g: int, slot: int, tokens: int, state: Any) -> bool:
     return True
 
 
-@jit
+@jit_inner
 def give_blocks(g: int, slot: int, state: Any) -> None:
     """Take back all blocks of a request."""
     group = state.groups[g]
@@ -82,7 +82,7 @@ def give_blocks(g: int, slot: int, state: Any) -> None:
     request.blocks = 0
 
 
-@jit
+@jit_inner
 def wait(g: int, slot: int, now_s: float, state: Any) -> None:
     """Put a request into the queue of a group."""
     group = state.groups[g]
@@ -95,7 +95,7 @@ def wait(g: int, slot: int, now_s: float, state: Any) -> None:
     totals.most_waiting = max(totals.most_waiting, totals.waiting)
 
 
-@jit
+@jit_inner
 def admit(g: int, now_s: float, state: Any) -> None:
     """Let the first of a queue run."""
     group = state.groups[g]
@@ -104,7 +104,7 @@ def admit(g: int, now_s: float, state: Any) -> None:
     group.queue = popped(slot, state.requests)
     group.n_waiting -= 1
     state.totals[0].waiting -= 1
-    add_area(WAITING, request.queued_s, now_s, 1.0, state)
+    add_area(WAITING, request.queued_s, now_s, 1.0, state.series, state.totals)
     request.waited_s += now_s - request.queued_s
     if request.swapped == 1:
         rules = state.rules[group.pool]
@@ -117,7 +117,7 @@ def admit(g: int, now_s: float, state: Any) -> None:
     group.n_running += 1
 
 
-@jit
+@jit_inner
 def preempt(g: int, place: int, now_s: float, state: Any) -> None:
     """Send a running sequence back to the queue, its cache dropped or moved to the host."""
     group = state.groups[g]
@@ -145,7 +145,7 @@ def preempt(g: int, place: int, now_s: float, state: Any) -> None:
     wait(g, slot, now_s, state)
 
 
-@jit
+@jit_inner
 def last_in_line(g: int, state: Any) -> int:
     """Place of the running sequence that gives way: lowest priority, then youngest."""
     running = state.running
@@ -159,7 +159,7 @@ def last_in_line(g: int, state: Any) -> int:
     return last
 
 
-@jit
+@jit_inner
 def grow(g: int, place: int, tokens: int, now_s: float, state: Any) -> tuple[int, int]:
     """Blocks for `tokens` further tokens of the running sequence at `place`, by preemption.
 
@@ -180,7 +180,7 @@ def grow(g: int, place: int, tokens: int, now_s: float, state: Any) -> tuple[int
     return place, given
 
 
-@jit
+@jit_inner
 def admissible(g: int, tokens: int, reserves: bool, state: Any) -> bool:
     """Whether the first of the queue finds a place and blocks, and takes the blocks."""
     group = state.groups[g]
@@ -196,7 +196,7 @@ def admissible(g: int, tokens: int, reserves: bool, state: Any) -> bool:
     return bool(take_blocks(g, group.queue, needed, state))
 
 
-@jit
+@jit_inner
 def compose_mixed(g: int, now_s: float, state: Any) -> None:
     """Fill a step with running sequences, then with waiting ones, up to the budget."""
     group = state.groups[g]
@@ -228,14 +228,13 @@ def compose_mixed(g: int, now_s: float, state: Any) -> None:
         budget -= tokens
 
 
-@jit
+@jit_inner
 def compose_apart(g: int, now_s: float, state: Any) -> None:
     """Fill a step with prompts alone or, where there is none to compute, with decodes alone."""
     group = state.groups[g]
     rules = state.rules[group.pool]
     static = rules.policy == STATIC
     budget = rules.token_budget
-    opens = group.n_running == 0 if static else group.crowded == 0
     prompts = 0
     place = 0
     while place < group.n_running:  # prompts that are under way
@@ -251,8 +250,7 @@ def compose_apart(g: int, now_s: float, state: Any) -> None:
             budget -= tokens
             prompts += 1
         place += 1
-    if group.crowded == 1 and group.n_running == 0:
-        opens = True  # none is left that could end
+    opens = group.n_running == 0 or (group.crowded == 0 and not static)
     while opens and group.queue != NONE and (static or budget > 0):
         slot = group.queue
         request = state.requests[slot]
@@ -276,7 +274,7 @@ def compose_apart(g: int, now_s: float, state: Any) -> None:
         state.requests[slot].new_tokens = 1
 
 
-@jit
+@jit_inner
 def compose(g: int, now_s: float, state: Any) -> None:
     """Decide what a group computes in the step that starts now: `new_tokens` of its requests."""
     group = state.groups[g]
@@ -290,7 +288,7 @@ def compose(g: int, now_s: float, state: Any) -> None:
     totals.most_running = max(totals.most_running, group.n_running)
 
 
-@jit
+@jit_inner
 def batch_of(g: int, state: Any) -> Batch:
     """The composition of a group's step as the operator model takes it.
 

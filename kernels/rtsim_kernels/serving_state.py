@@ -145,8 +145,9 @@ TOTALS = np.dtype(
         ("prompt_steps", _INT),  # without a decode
         ("swapped_bytes", _FLOAT),
         ("moved_bytes", _FLOAT),
+        ("first_decoder", _INT),  # first group of the decoding pool; 0 without one
         ("next_entry", _INT),  # round robin
-        ("next_decode", _INT),
+        ("next_decoder", _INT),
         ("waiting", _INT),
         ("waiting_at_last_arrival", _INT),
         ("in_flight_at_last_arrival", _INT),
@@ -204,26 +205,32 @@ WAIT = 4
 N_DISTRIBUTIONS = 5
 
 
-class State(NamedTuple):
-    """All of a simulation.
+class Scheduled(NamedTuple):
+    """What schedulers see. Groups that take new requests go before those that only decode.
 
     rules: of the two pools (2,). running: slots by group and place (groups, max_sequences).
-    block_bytes: cache of one sequence by blocks, of both pools (2, blocks + 1). entries, decoders:
-    groups that take requests, and caches of requests. series: (N_SERIES, buckets). counts:
-    (N_DISTRIBUTIONS, bins), see `timeline.py`; sums: (N_DISTRIBUTIONS, 3) with number, sum, most.
-    ended: requests by status (N_STATUS,). log: STEP rows, empty for none.
+    block_bytes: cache of one sequence by blocks, of both pools (2, blocks + 1). series: figures
+    over time (N_SERIES, buckets). totals: one record (1,).
     """
 
     rules: Any
     requests: Any
     groups: Any
-    replicas: Any
-    totals: Any
     running: Any
     block_bytes: Any
-    entries: Any
-    decoders: Any
     series: Any
+    totals: Any
+
+
+class State(NamedTuple):
+    """All of a simulation.
+
+    counts: histograms (N_DISTRIBUTIONS, bins), see `timeline.py`; sums: (N_DISTRIBUTIONS, 3) with
+    number, sum, most. ended: requests by status (N_STATUS,). log: STEP rows, empty for none.
+    """
+
+    sched: Scheduled
+    replicas: Any
     counts: Any
     sums: Any
     ended: Any

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ._jit import jit
+from ._jit import jit_inner
 from .serving_state import N_SERIES
 
 LOWEST_S = 1e-7
@@ -25,7 +25,7 @@ N_BUCKETS = 1024
 FIRST_BUCKET_S = 0.01
 
 
-@jit
+@jit_inner
 def bucket_of(time_s: float, series: Any, totals: Any) -> int:
     """Bucket that holds a time; joins buckets until there is one."""
     n = series.shape[1]
@@ -39,15 +39,14 @@ def bucket_of(time_s: float, series: Any, totals: Any) -> int:
     return int(time_s / totals[0].bucket_s)
 
 
-@jit
-def add_area(row: int, start_s: float, end_s: float, value: float, state: Any) -> None:
+@jit_inner
+def add_area(row: int, start_s: float, end_s: float, value: float, series: Any, totals: Any) -> None:
     """Add `value` over an interval of time to the buckets that it crosses."""
     if end_s <= start_s or value == 0.0:
         return
-    series = state.series
-    last = min(bucket_of(end_s, series, state.totals), series.shape[1] - 1)
-    first = min(bucket_of(start_s, series, state.totals), last)
-    width_s = state.totals[0].bucket_s
+    last = bucket_of(end_s, series, totals)
+    first = bucket_of(start_s, series, totals)
+    width_s = totals[0].bucket_s
     if first == last:
         series[row, first] += value * (end_s - start_s)
         return
@@ -57,13 +56,13 @@ def add_area(row: int, start_s: float, end_s: float, value: float, state: Any) -
     series[row, last] += value * (end_s - last * width_s)
 
 
-@jit
-def add_count(row: int, time_s: float, count: float, state: Any) -> None:
+@jit_inner
+def add_count(row: int, time_s: float, count: float, series: Any, totals: Any) -> None:
     """Count something at a time."""
-    state.series[row, bucket_of(time_s, state.series, state.totals)] += count
+    series[row, bucket_of(time_s, series, totals)] += count
 
 
-@jit
+@jit_inner
 def bin_of(seconds: float) -> int:
     """Bin of a time in a histogram."""
     if seconds <= LOWEST_S:
@@ -71,11 +70,10 @@ def bin_of(seconds: float) -> int:
     return min(N_BINS - 1, int(math.log(seconds / LOWEST_S) / BIN))
 
 
-@jit
-def observe(distribution: int, seconds: float, place: int, state: Any) -> None:
+@jit_inner
+def observe(distribution: int, seconds: float, place: int, counts: Any, sums: Any) -> None:
     """Add a time to a distribution; `place` is its bin."""
-    state.counts[distribution, place] += 1
-    sums = state.sums
+    counts[distribution, place] += 1
     sums[distribution, 0] += 1.0
     sums[distribution, 1] += seconds
     sums[distribution, 2] = max(sums[distribution, 2], seconds)

@@ -72,6 +72,8 @@ def new_state(
     replicas["ends_s"] = st.NEVER
     totals = np.zeros(1, st.TOTALS)
     totals["bucket_s"] = timeline.FIRST_BUCKET_S
+    if deployment.prefill is not None:
+        totals["first_decoder"] = int(np.argmax(groups["role"] == st.DECODE))
     places = max(row[3] for row in rows)
     block_bytes = np.full((2, max(map(len, tables))), np.iinfo(np.int64).max // 4)
     for pool in range(2):
@@ -82,17 +84,18 @@ def new_state(
     )
     requests = np.zeros(0, st.REQUEST)
     requests, totals["free_slot"] = more_slots(requests, st.NONE, _FIRST_SLOTS)
-    return form.kernels.serving_state.State(
+    scheduled = form.kernels.serving_state.Scheduled(
         rules=form.rows(rules),
         requests=form.rows(requests),
         groups=form.rows(groups),
-        replicas=form.rows(replicas),
-        totals=form.rows(totals),
         running=np.full((len(rows), places), st.NONE, np.int64),
         block_bytes=block_bytes,
-        entries=np.flatnonzero(groups["role"] != st.DECODE),
-        decoders=np.flatnonzero(groups["role"] != st.PREFILL),
         series=np.zeros((st.N_SERIES, timeline.N_BUCKETS)),
+        totals=form.rows(totals),
+    )
+    return form.kernels.serving_state.State(
+        sched=scheduled,
+        replicas=form.rows(replicas),
         counts=np.zeros((st.N_DISTRIBUTIONS, timeline.N_BINS), np.int64),
         sums=np.zeros((st.N_DISTRIBUTIONS, 3)),
         ended=np.zeros(st.N_STATUS, np.int64),
@@ -112,14 +115,11 @@ def more_slots(requests: Array, free: int, n: int) -> tuple[Array, int]:
 
 def grown(state: Any, form: Form) -> Any:
     """The state with twice the slots."""
-    totals = state.totals
-    wider, first = more_slots(
-        np.asarray(state.requests).view(st.REQUEST),
-        int(totals["free_slot"][0]),
-        len(state.requests),
-    )
-    totals["free_slot"][0] = first
-    return state._replace(requests=form.rows(wider))
+    sched = state.sched
+    requests = np.asarray(sched.requests).view(st.REQUEST)
+    wider, first = more_slots(requests, int(sched.totals["free_slot"][0]), len(requests))
+    sched.totals["free_slot"][0] = first
+    return state._replace(sched=sched._replace(requests=form.rows(wider)))
 
 
 def pool_rows(deployment: Deployment, form: Form) -> tuple[Any, Any]:

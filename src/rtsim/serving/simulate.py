@@ -71,7 +71,7 @@ class Run:
         run = self._form.kernels.events.run
         pools = pool_rows(self.deployment, self._form)
         coming = self.traffic.blocks()
-        totals = self._state.totals
+        totals = self._state.sched.totals
         arrivals = arrivals_row(_NONE_LEFT, True, self._form)
         while True:
             code = run(self._state, arrivals, pools)
@@ -87,7 +87,7 @@ class Run:
                 return
 
     def _taken(self) -> Recorded:
-        totals = self._state.totals
+        totals = self._state.sched.totals
         n, steps = int(totals["n_records"][0]), int(totals["n_logged"][0])
         totals["n_records"][0] = totals["n_logged"][0] = 0
         return Recorded(

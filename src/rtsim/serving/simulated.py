@@ -135,8 +135,8 @@ def distribution(state: Any, which: int, percentiles: tuple[float, ...]) -> Dist
 def simulated(run: Run) -> Simulated:
     """The figures of a run that has ended."""
     state, deployment = run.state, run.deployment
-    totals = np.asarray(state.totals).view(st.TOTALS)[0]
-    groups = np.asarray(state.groups).view(st.GROUP)
+    totals = np.asarray(state.sched.totals).view(st.TOTALS)[0]
+    groups = np.asarray(state.sched.groups).view(st.GROUP)
     replicas = np.asarray(state.replicas).view(st.REPLICA)
     duration_s = float(totals["now_s"])
     per_s = 1.0 / duration_s if duration_s > 0.0 else math.nan
@@ -172,11 +172,11 @@ def simulated(run: Run) -> Simulated:
         share=run.share,
         met_frac=met / n if n else math.nan,
         goodput_per_s=met * per_s,
-        mean_waiting=float(state.series[st.WAITING].sum()) * per_s,
-        mean_running=float(state.series[st.RUNNING].sum()) * per_s,
+        mean_waiting=float(state.sched.series[st.WAITING].sum()) * per_s,
+        mean_running=float(state.sched.series[st.RUNNING].sum()) * per_s,
         most_waiting=int(totals["most_waiting"]),
         most_running=int(totals["most_running"]),
-        mean_cache_frac=float(state.series[st.CACHE].sum()) * per_s / capacity,
+        mean_cache_frac=float(state.sched.series[st.CACHE].sum()) * per_s / capacity,
         most_cache_frac=float(totals["most_used_bytes"]) / float(groups["capacity_bytes"].min()),
         busy_frac=float(replicas["busy_s"].sum()) * per_s / len(replicas),
         n_steps=int(totals["steps"]),
@@ -204,14 +204,14 @@ def _carried(state: Any, totals: Any) -> tuple[float, float]:
     if last - first < 4:
         return math.nan, math.nan
     seconds = (last - first) * width_s
-    ended, arrived = (float(state.series[row, first:last].sum()) for row in (st.ENDED, st.ARRIVED))
+    ended, arrived = (float(state.sched.series[row, first:last].sum()) for row in (st.ENDED, st.ARRIVED))
     return ended / seconds, arrived / seconds
 
 
 def _over_time(state: Any, totals: Any, capacity: float) -> OverTime:
     width_s = float(totals["bucket_s"])
-    n = min(state.series.shape[1], math.ceil(float(totals["now_s"]) / width_s))
-    means = state.series[:, :n] / width_s
+    n = min(state.sched.series.shape[1], math.ceil(float(totals["now_s"]) / width_s))
+    means = state.sched.series[:, :n] / width_s
     return OverTime(
         np.arange(n) * width_s, means[st.WAITING], means[st.RUNNING], means[st.CACHE] / capacity,
         means[st.ARRIVED], means[st.ENDED], means[st.TOKENS],
