@@ -44,6 +44,7 @@ def compiled() -> ModuleType:
                 "step",
                 "generation",
                 "mixed",
+                "steady",
                 "moe",
                 "mla",
                 "bulk",

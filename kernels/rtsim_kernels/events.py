@@ -8,10 +8,10 @@ composition (`mixed.engine_step_s`), plus the time of swaps.
 Replicas of several pipeline stages are told apart by the caller: S streams of requests, each a
 replica here, keep S stages busy, and a step of one takes as long as the pass through all stages.
 
-**Disaggregation.** A prefill group's request hands its cache to a decoding group as soon as it has
-its first token; caches leave a group one after the other over its link, hold their blocks until
-they have left, and then queue for the decoding group. What is preempted there is computed anew
-there.
+**Disaggregation.** A prefill group's request hands its cache to a decoding group after its prompt;
+caches leave a group one after the other over its link, hold their blocks until they have left, and
+then queue for the decoding group, whose server streams the answer: the first token is out when the
+cache is there. What is preempted there is computed anew there.
 
 `run` comes back when it needs more arrivals or room, or when what it has recorded has to be taken
 away, and goes on with the same state. Ignored: failures, cancelled requests, prefix reuse.
@@ -183,6 +183,8 @@ def hand_over(g: int, slot: int, now_s: float, state: Any) -> None:
     start_s = max(now_s, group.link_free_s)
     request.ready_s = start_s + rules.transfer_s + moved / rules.transfer_bytes_per_s
     group.link_free_s = request.ready_s
+    request.first_token_s = request.ready_s
+    request.last_token_s = request.ready_s
     request.queued_s = now_s
     request.right = st.NONE
     if group.moves_last == st.NONE:

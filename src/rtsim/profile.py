@@ -98,6 +98,8 @@ class Profile:
         where it was measured.
     fitted_shapes: (layers, hidden size, heads, tp) of the whole-model rows in the fit.
     fitted_batches: sequences of the smallest and of the largest of those rows.
+    releases: version of the stack -> "tpot_frac", "ttft_frac": times of serving runs of that
+        release over those of the others. What a release changed, speculative decoding too.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Profile:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     section_sigma: Mapping[str, float] = field(default_factory=dict)
     fitted_batches: tuple[float, ...] = ()
+    releases: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("sigma_seen", "sigma_unseen", "transfer_sigma"):
@@ -220,6 +223,7 @@ def _parse(text: str, file: str) -> Profile:
             transfer_sigma=_read_sigmas(scatter["transfer"], "[error.transfer]", file),
             fitted_shapes=_read_shapes(data.get("fitted_shapes", ()), file),
             fitted_batches=_read_batches(data.get("fitted_batches", ()), file),
+            releases=_read_releases(data.get("releases", {}), file),
             provenance=data["provenance"],
             section_sigma={
                 name: _number(value, f"[error.section] {name}", file)
@@ -267,6 +271,19 @@ def _read_batches(batches: Any, file: str) -> tuple[float, ...]:
     if len(batches) not in (0, 2):
         raise DataError(file, f"fitted_batches = {batches!r}: must be the least and the most")
     return tuple(_number(batch, "fitted_batches", file, lower=1.0) for batch in batches)
+
+
+_RELEASE_FRACS = ("tpot_frac", "ttft_frac")
+
+
+def _read_releases(releases: Any, file: str) -> dict[str, dict[str, float]]:
+    return {
+        version: {
+            name: _number(fracs[name], f"[releases] {version} {name}", file, 0.1, 10.0)
+            for name in _RELEASE_FRACS
+        }
+        for version, fracs in releases.items()
+    }
 
 
 def _read_traits(stack: Mapping[str, Any], file: str) -> StackTraits:

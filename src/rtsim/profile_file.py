@@ -80,6 +80,17 @@ def profile_toml(
                 parent = document.setdefault(kind, tomlkit.table(is_super_table=True))
                 parent[section.partition(".")[2]] = _coefficients(declared, values)
 
+    if profile.releases:
+        releases = tomlkit.table()
+        releases.add(
+            tomlkit.comment("Times of serving runs of a release over those of the others.")
+        )
+        for version, fracs in profile.releases.items():
+            entry = tomlkit.inline_table()
+            entry.update({name: rounded(value, 3) for name, value in fracs.items()})
+            releases[version] = entry
+        document["releases"] = releases
+
     error = tomlkit.table()
     error.add(tomlkit.comment("Deviations of ln(measured / predicted) by what a time is owed to."))
     error["row"] = rounded(profile.sigma_row, 3)

@@ -45,6 +45,8 @@ _PREDICTORS: dict[str, str] = {
     "moe": "rtsim.fitting.kernel_rows:predict_moe",
     "mla": "rtsim.fitting.kernel_rows:predict_mla",
     "network_inference": "rtsim.fitting.network_rows:predict_rows",
+    "serving": "rtsim.fitting.serving:predict_serving",
+    "offline_batch": "rtsim.fitting.serving:predict_batches",
 }
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import mixed, tables
+from rtsim_kernels import mixed, steady, tables
 
-from rtsim.errors import SpecError
 from rtsim.device_facts import record
+from rtsim.errors import SpecError
 from rtsim.memory import Placement
 from rtsim.predict import System
 from rtsim.serving.scheduler import Scheduler, scheduler_of
@@ -44,6 +44,25 @@ class Cache:
         return self.capacity_bytes / one if one > 0.0 else float("inf")
 
 
+def engine_coefficients(system: System, use: str = "engine") -> dict[str, float]:
+    """Those of `mixed.ENGINE_COEFFICIENTS` that a system's profile states for its formats.
+
+    use: "engine" of a server, or "batch" of a library that is handed one batch (the server's where
+    no batches were fitted). Matrix products and expert layers have factors of their own in some
+    formats: tables of kernels alone show some that are slower than those that engines run.
+    """
+    profile, formats = system.profile, system.formats
+    if f"serving.{use}" not in profile.coefficients:
+        use = "engine"
+    values = profile.section("serving", use)
+    if use == "batch":
+        return values
+    for part, name in (("mlp", "gemm_frac"), ("experts", "moe_frac")):
+        of_format = profile.coefficients.get(f"serving.{formats.of(part)}", {})
+        values[name] = of_format.get(name, values[name])
+    return values
+
+
 class Engine:
     """A system that serves under a scheduler. Raises SpecError for a model that cannot.
 
@@ -63,9 +82,9 @@ class Engine:
             )
         self.system = system
         self.scheduler = scheduler or scheduler_of(system.profile.stack, system.gpu)
-        self.coefficients = {**system.profile.section("serving"), **(coefficients or {})}
+        self.coefficients = {**engine_coefficients(system), **(coefficients or {})}
         self.row: NDArray[np.void] = record(mixed.ENGINE, **self.coefficients)
-        self._scratch = np.zeros((len(system.table.rows), 2))
+        self.scratch = np.zeros((len(system.table.rows), 2))
 
     def compiled(self) -> tuple[ModuleType, tuple[Any, ...]]:
         """The compiled kernels, and (operators, segments, machine, engine) for them."""
@@ -81,7 +100,27 @@ class Engine:
         """Seconds of one step; `batch` is of one group."""
         kernels, rows = self.compiled()
         one = kernels.mixed.Batch(*map(float, batch))
-        return float(kernels.mixed.engine_step_s(one, False, *rows, self._scratch))
+        return float(kernels.mixed.engine_step_s(one, False, *rows, self.scratch))
+
+    @property
+    def policy(self) -> int:
+        """The scheduler's policy as `steady` codes it."""
+        return steady.PREFILL_FIRST if self.scheduler.policy == "prefill-first" else steady.MIXED
+
+    def most_running(self, input_len: int, output_len: int) -> float:
+        """Sequences of a group that run at once: by the cache, or the scheduler's limit.
+
+        A scheduler that reserves counts whole requests, another what they hold on average.
+        """
+        context = input_len + output_len * (1.0 if self.scheduler.reserves else 0.5)
+        return min(float(self.scheduler.max_sequences), self.cache().sequences(context))
+
+    def placement(self) -> Placement:
+        """Where weights and caches lie."""
+        system = self.system
+        return Placement(
+            system.model, system.gpu, system.parallelism, system.profile.traits, system.formats
+        )
 
     def cache(self) -> Cache:
         """Memory left for the cache beside weights, activations of a full step, and the rest.
@@ -89,9 +128,7 @@ class Engine:
         Raises SpecError where not even the weights fit.
         """
         system, scheduler = self.system, self.scheduler
-        placement = Placement(
-            system.model, system.gpu, system.parallelism, system.profile.traits, system.formats
-        )
+        placement = self.placement()
         allowed = scheduler.memory_frac * float(system.gpu.memory_bytes)
         used = placement.weights_bytes() + placement.reserved_bytes()
         used += placement.activation_bytes(1, scheduler.token_budget)

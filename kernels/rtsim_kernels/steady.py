@@ -1,0 +1,270 @@
+"""Continuous batching in its steady state: means of a closed loop, in closed form.
+
+n requests are in flight in a group of GPUs, each with I prompt and O output tokens; when one ends
+the next arrives. Steps are pure decode steps, which take d, and steps with a chunk of one prompt,
+which take t; k chunks make a prompt, so a prompt costs all others
+
+    x = k (t - d)    chunks beside decodes        x = k t    prompts in steps of their own
+
+A request spends W waiting, `own` in its prompt's steps, and D = (O - 1) tpot decoding; in all T.
+While it decodes, the n - 1 others send (n - 1) / T prompts a second:
+
+    D = (O - 1) d + x D (n - 1) / T,   T = W + own + D
+
+a quadratic in D. For long outputs it is tpot = d + x (n - 1) / (O - 1). Of the n requests the share
+D / T decodes at a time, which sets the batch of a decode step. Waiting is that of a server with
+prompts as customers (M/D/1: utilisation u = x (n - 1) / T, mean wait u x / (2 (1 - u)), Pollaczek
+and Khinchine), and of those that arrive together with others: a share `bunching` of the n - 1, half
+of them ahead. Requests above what runs at once (cache, limit of the scheduler) wait outside, by
+Little's law for T / n each.
+
+Speculative decoding checks m drafted tokens and one more per step and keeps
+
+    (1 - a^(m+1)) / (1 - a)
+
+of them on average for an acceptance a (Leviathan et al., ICML 2023, eq. 1); drafting costs
+`draft_frac` of a decode step per token.
+
+Known error: docs/serving.md, from rows outside the fit. Ignored: the spread of lengths, merged
+prompts of one step, and synchronised starts beyond `bunching`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from ._jit import jit
+from .mixed import Batch, engine_step_s
+
+# How prompts get into steps.
+MIXED = 0
+PREFILL_FIRST = 1
+ROUNDS = 3  # of the fixed point between the decoding batch and the time of its steps
+WAIT_ROUNDS = 8  # of the fixed point between waiting and the length of a cycle
+MOST_BUSY = 0.98  # of the prompt server: keeps the mean wait finite
+
+
+class Load(NamedTuple):
+    """What is asked of one group, and the limits of its scheduler.
+
+    in_flight requests; running at most `most_running`; cached_tokens of a prompt's input_len are
+    in the prefix cache. speculated: tokens drafted per step, with `acceptance` each.
+    """
+
+    in_flight: float
+    most_running: float
+    input_len: float
+    output_len: float
+    cached_tokens: float
+    policy: int
+    token_budget: float
+    stages: float
+    speculated: float
+    acceptance: float
+    draft_frac: float
+
+
+class Steady(NamedTuple):
+    """Means of the steady state, seconds and counts of one group."""
+
+    ttft_s: float  # arrival to first token, waiting in
+    ttft_alone_s: float  # without waiting for others
+    tpot_s: float
+    decode_step_s: float
+    mixed_step_s: float
+    cycle_s: float  # time that a running request spends in the engine
+    running: float  # requests in the engine
+    decoding: float  # of them
+    busy_frac: float  # share of time that prompts take
+
+
+@jit
+def tokens_per_step(speculated: float, acceptance: float) -> float:
+    """Tokens that a sequence gets per decode step."""
+    if speculated <= 0.0:
+        return 1.0
+    if acceptance >= 1.0:
+        return speculated + 1.0
+    return (1.0 - acceptance ** (speculated + 1.0)) / (1.0 - acceptance)
+
+
+@jit
+def decode_batch(load: Any, decoding: float, context: float) -> Any:
+    """The batch of a pure decode step; drafted tokens are checked as a short prompt each."""
+    each = decoding / load.stages
+    if load.speculated > 0.0:
+        checked = load.speculated + 1.0
+        return Batch(0.0, 0.0, each, checked, context + load.speculated, each)
+    return Batch(each, context, 0.0, 0.0, 0.0, 0.0)
+
+
+@jit
+def steady_state(
+    load: Any, operators: Any, segments: Any, machine: Any, engine: Any, times: Any
+) -> Any:
+    """`Steady` of a load on an engine; `times`, shape (operators, 2), is that of a decode step."""
+    running = max(1e-9, min(load.in_flight, load.most_running))
+    others = max(0.0, running - 1.0)
+    new = max(1.0, load.input_len - load.cached_tokens)
+    mean_context = load.input_len + 0.5 * load.output_len
+    gain = tokens_per_step(load.speculated, load.acceptance)
+    steps = max(0.0, load.output_len - 1.0) / gain
+    room = load.token_budget
+    if load.policy == MIXED:
+        room = max(0.25 * load.token_budget, load.token_budget - running / load.stages)
+    chunk = min(new, room)
+    chunks = new / chunk
+    chunk_context = load.cached_tokens + 0.5 * (new + chunk)
+    decoding = running if steps > 0.0 else 0.0
+    decode_s = 0.0
+    mixed_s = 0.0
+    own_s = 0.0
+    prompt_s = 0.0
+    wait_s = 0.0
+    cycle_s = 0.0
+    spent_s = 0.0
+    for _ in range(ROUNDS):
+        beside = 0.0
+        if load.policy == MIXED:
+            beside = max(0.0, decoding - 1.0) / load.stages
+        mixed_s = engine_step_s(
+            Batch(beside, mean_context, 1.0, chunk, chunk_context, 1.0 / chunks), False,
+            operators, segments, machine, engine, times,
+        )  # fmt: skip
+        decode_s = 0.0
+        if decoding > 0.0:
+            decode_s = engine_step_s(
+                decode_batch(load, decoding, mean_context), False, operators, segments, machine,
+                engine, times,
+            )  # fmt: skip
+            decode_s *= 1.0 + load.draft_frac * load.speculated
+        own_s = chunks * mixed_s
+        prompt_s = own_s
+        if load.policy == MIXED and beside > 0.0:
+            prompt_s = chunks * max(0.0, mixed_s - decode_s)
+        prompt_s /= load.stages
+        # Waiting and the length of a cycle depend on each other.
+        wait_s = 0.0
+        for _ in range(WAIT_ROUNDS):
+            alone_s = wait_s + own_s
+            linear = alone_s - others * prompt_s - steps * decode_s
+            spent_s = 0.5 * (math.sqrt(linear * linear + 4.0 * steps * decode_s * alone_s) - linear)
+            cycle_s = max(alone_s + spent_s, others * prompt_s)
+            busy = min(MOST_BUSY, others * prompt_s / cycle_s)
+            together = 0.5 * engine.bunching * others * prompt_s
+            wait_s = 0.5 * busy * prompt_s / (1.0 - busy) + together
+        if steps <= 0.0:
+            break
+        decoding = max(1e-9, running * spent_s / cycle_s)
+    busy_frac = min(1.0, running * prompt_s / cycle_s)
+    queued = max(0.0, load.in_flight - running)
+    step_under_way_s = 0.0
+    if others > 0.0:
+        step_under_way_s = 0.5 * decode_s
+    alone_s = engine.request_s + own_s
+    return Steady(
+        alone_s + step_under_way_s + wait_s + queued * cycle_s / running,
+        alone_s,
+        spent_s / steps / gain if steps > 0.0 else math.nan,
+        decode_s,
+        mixed_s,
+        cycle_s,
+        running,
+        decoding if steps > 0.0 else 0.0,
+        busy_frac,
+    )
+
+
+@jit
+def batch_s(load: Any, operators: Any, segments: Any, machine: Any, engine: Any, times: Any) -> Any:
+    """(seconds to the first tokens, seconds in all) of `in_flight` equal requests sent at once.
+
+    Prompts fill steps up to the budget; then all decode together. Sequences above `most_running`
+    follow in further waves.
+    """
+    waves = math.ceil(max(1.0, load.in_flight / load.most_running))
+    together = load.in_flight / waves
+    new = max(1.0, load.input_len - load.cached_tokens)
+    chunk = min(new, load.token_budget)
+    prompts = max(1.0, math.floor(load.token_budget / new))
+    prompts = min(prompts, together)
+    chunk_context = load.cached_tokens + 0.5 * (new + chunk)
+    if chunk == new:
+        chunk_context = load.input_len
+    passes = (together / prompts) * (new / chunk)
+    prompt_s = engine_step_s(
+        Batch(0.0, 0.0, prompts, chunk, chunk_context, prompts * chunk / new), False, operators,
+        segments, machine, engine, times,
+    )  # fmt: skip
+    # Stages of a pipeline work on different prompts at once.
+    first_s = engine.request_s + (passes + load.stages - 1.0) * prompt_s / load.stages
+    gain = tokens_per_step(load.speculated, load.acceptance)
+    steps = max(0.0, load.output_len - 1.0) / gain
+    decode_s = 0.0
+    if steps > 0.0:
+        decode_s = engine_step_s(
+            decode_batch(load, together, load.input_len + 0.5 * load.output_len), False,
+            operators, segments, machine, engine, times,
+        )  # fmt: skip
+        decode_s *= 1.0 + load.draft_frac * load.speculated
+    return first_s, waves * (first_s - engine.request_s + steps * decode_s) + engine.request_s
+
+
+@jit
+def disaggregated(
+    load: Any,
+    prompt_load: Any,
+    transfer_s: float,
+    decode_rows: Any,
+    prompt_rows: Any,
+    engine: Any,
+    decode_times: Any,
+    prompt_times: Any,
+) -> tuple[float, float]:
+    """(ttft, tpot) seconds with pools of their own for prompts and for decoding.
+
+    load, prompt_load: of one group of each pool, were all requests in it. The two share them: a
+    cycle is the prompt, its cache sent over in transfer_s, and the decode steps; the pool that is
+    slower keeps the others waiting. The prompt pool works on one prompt at a time per group, the
+    decode pool has no prompts beside it. *_rows: (operators, segments, machine) of each.
+    """
+    new = max(1.0, prompt_load.input_len - prompt_load.cached_tokens)
+    chunk = min(new, prompt_load.token_budget)
+    chunks = new / chunk
+    context = prompt_load.cached_tokens + 0.5 * (new + chunk)
+    prompt_s = chunks * engine_step_s(
+        Batch(0.0, 0.0, 1.0, chunk, context, 1.0 / chunks), False,
+        prompt_rows[0], prompt_rows[1], prompt_rows[2], engine, prompt_times,
+    )  # fmt: skip
+    gain = tokens_per_step(load.speculated, load.acceptance)
+    steps = max(0.0, load.output_len - 1.0) / gain
+    mean_context = load.input_len + 0.5 * load.output_len
+    most = min(load.in_flight, load.most_running)
+    decoding = most
+    decode_s = 0.0
+    wait_s = 0.0
+    for _ in range(ROUNDS + 2):
+        decode_s = engine_step_s(
+            decode_batch(load, max(1e-3, decoding), mean_context), False, decode_rows[0],
+            decode_rows[1], decode_rows[2], engine, decode_times,
+        )  # fmt: skip
+        decode_s *= 1.0 + load.draft_frac * load.speculated
+        spent_s = steps * decode_s
+        # Prompts of a group's share of the requests: one server, a closed loop (as above).
+        others = max(0.0, prompt_load.in_flight - 1.0)
+        wait_s = 0.0
+        cycle_s = prompt_s
+        for _ in range(WAIT_ROUNDS):
+            cycle_s = max(wait_s + prompt_s + transfer_s + spent_s, others * prompt_s)
+            busy = min(MOST_BUSY, others * prompt_s / cycle_s)
+            wait_s = 0.5 * busy * prompt_s / (1.0 - busy)
+            wait_s += 0.5 * engine.bunching * others * prompt_s
+        # Where prompts are the slower pool, requests wait there rather than decode.
+        wait_s = max(wait_s, (others + 1.0) * prompt_s - prompt_s - transfer_s - spent_s)
+        cycle_s = wait_s + prompt_s + transfer_s + spent_s
+        decoding = min(most, load.in_flight * spent_s / cycle_s)
+    tpot_s = decode_s / gain
+    if steps <= 0.0:
+        tpot_s = math.nan
+    return engine.request_s + wait_s + prompt_s + transfer_s, tpot_s

@@ -1,0 +1,89 @@
+"""Predicts the rows of serving tables and of offline batches.
+
+What a row leaves out is filled in as `serving_rows` says. Rows of pools that do not count their
+workers are predicted with the counts that others state, and stand in a regime of their own: how
+large the system was that they ran on is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rtsim.fitting.serving_cases import batch_cases, serving_cases, times_of
+from rtsim.fitting.serving_rows import Deployments
+from rtsim.measurements import Columns
+from rtsim.profile import DEVIATIONS_90, Profile, load_profile
+from rtsim.row_times import RowTimes
+from rtsim.serving.engine import engine_coefficients
+
+REGIMES = ("agg", "disagg", "disagg, workers not stated")
+
+
+def predict_serving(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
+    """Time to first token and per output token of every row of a serving table.
+
+    Rows of an unknown GPU, stack or model, or an impossible split, are skipped with the reason.
+    Raises UnknownName or DataError where `profile` is no profile.
+    """
+    chosen = None if profile is None else load_profile(profile)
+    cases, reasons = serving_cases(columns, Deployments(chosen))
+    rows = len(columns["tpot_ms"])
+    skip = _reasons(rows, reasons)
+    found = {name: np.full((3, rows), np.nan) for name in ("ttft", "tpot")}
+    for case in cases:
+        system = case.deployment.engine.system
+        ttft_s, tpot_s = times_of(case, engine_coefficients(system))
+        version = case.deployment.release.partition(" ")[2]
+        release = system.profile.releases.get(version, {})
+        for name, seconds in (("ttft", ttft_s), ("tpot", tpot_s)):
+            at = seconds * release.get(f"{name}_frac", 1.0)
+            width = np.exp(DEVIATIONS_90 * serving_sigma(system.profile, name))
+            found[name][:, case.index] = at, at / width, at * width
+    counted = (columns["prefill_workers"] > 0) & (columns["decode_workers"] > 0)
+    pools = np.where(counted, REGIMES[1], REGIMES[2])
+    regime = np.where(columns["mode"] == "disagg", pools, REGIMES[0])
+    return {
+        name: RowTimes(
+            columns[f"{name}_ms"] / 1e3,
+            found[name][0],
+            found[name][1],
+            found[name][2],
+            skip,
+            regime,
+        )
+        for name in ("ttft", "tpot")
+    }
+
+
+def predict_batches(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
+    """Runtime of every row of a table of offline batches, skipped as in `predict_serving`."""
+    chosen = None if profile is None else load_profile(profile)
+    cases, reasons = batch_cases(columns, Deployments(chosen))
+    rows = len(columns["runtime_s"])
+    found = np.full((3, rows), np.nan)
+    for case in cases:
+        system = case.deployment.engine.system
+        _, seconds = times_of(case, engine_coefficients(system, "batch"))
+        width = np.exp(DEVIATIONS_90 * serving_sigma(system.profile, "batch"))
+        found[:, case.index] = seconds, seconds / width, seconds * width
+    return {
+        "runtime": RowTimes(
+            columns["runtime_s"], found[0], found[1], found[2], _reasons(rows, reasons)
+        )
+    }
+
+
+def _reasons(rows: int, reasons: Mapping[int, str]) -> NDArray[np.str_]:
+    return np.array([reasons.get(i, "") for i in range(rows)], np.str_)
+
+
+# Where no serving run was fitted: what a stack's runs are off by on another GPU.
+UNFITTED_SIGMA = {"ttft": 0.5, "tpot": 0.25, "batch": 0.3}
+
+
+def serving_sigma(profile: Profile, name: str) -> float:
+    """Deviation of ln(measured / predicted) of a run: "ttft", "tpot", or a whole "batch"."""
+    return profile.section_sigma.get(f"serving.{name}", UNFITTED_SIGMA[name])

@@ -1,0 +1,173 @@
+"""Rows of serving and batch tables as cases: the engines that they ran on and the load of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import rtsim_kernels
+from numpy.typing import NDArray
+from rtsim_kernels import mixed
+
+from rtsim.device_facts import record
+from rtsim.errors import RtsimError, SpecError
+from rtsim.fitting.serving_rows import Deployment, Deployments, with_batch_columns, with_cache
+from rtsim.measurements import Columns
+
+# Of rows whose workers are not counted: what those that count them have in the median, where the
+# decode pool is tensor parallel.
+UNSTATED_PREFILL_WORKERS = 1
+UNSTATED_DECODE_WORKERS = 4
+_LEAST_CACHE_FRAC = 0.02  # of a GPU's memory: the run took place, so some cache was there
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: the engines that it ran on, and its load on a group of each.
+
+    index: of the row in its table. prefill: the engine of the prefill pool, where prompts have
+    one of their own. ttft_s: NaN where the row states none. batch: all requests were sent at once
+    and tpot_s is the time of the whole run.
+    """
+
+    index: int
+    deployment: Deployment
+    load: tuple[Any, ...]
+    prefill: Deployment | None
+    prefill_load: tuple[Any, ...]
+    transfer_s: float
+    ttft_s: float
+    tpot_s: float
+    labels: tuple[Any, ...]
+    batch: bool = False
+
+    @property
+    def formats(self) -> tuple[str, str]:
+        """Formats of the linear layers and of the experts ("" without any)."""
+        system = self.deployment.engine.system
+        experts = system.formats.of("experts") if system.model.n_experts else ""
+        return system.formats.of("mlp"), experts
+
+
+def serving_cases(
+    columns: Columns, deployments: Deployments, members: Iterable[int] | None = None
+) -> tuple[list[Case], dict[int, str]]:
+    """Rows of a serving table as cases, and why the others are none."""
+    return _cases(columns, deployments, members, _serving_case)
+
+
+def batch_cases(
+    columns: Columns, deployments: Deployments, members: Iterable[int] | None = None
+) -> tuple[list[Case], dict[int, str]]:
+    """Rows of a table of offline batches as cases, and why the others are none."""
+    return _cases(columns, deployments, members, _batch_case)
+
+
+def _cases(
+    columns: Columns, deployments: Deployments, members: Iterable[int] | None, make: Any
+) -> tuple[list[Case], dict[int, str]]:
+    names = list(columns)
+    lists = {name: columns[name].tolist() for name in names}
+    rows = len(columns[names[0]])
+    cases: list[Case] = []
+    reasons: dict[int, str] = {}
+    for i in range(rows) if members is None else members:
+        row = {name: lists[name][i] for name in names}
+        try:
+            cases.append(make(i, row, deployments))
+        except RtsimError as error:
+            reasons[i] = str(error)
+    return cases, reasons
+
+
+def _load(deployment: Deployment, in_flight: float, input_len: int, output_len: int) -> Any:
+    """A `steady.Load` of one group, as a plain tuple."""
+    engine = deployment.engine
+    try:
+        running = engine.most_running(input_len, output_len)
+    except SpecError:
+        placement_bytes = _LEAST_CACHE_FRAC * float(engine.system.gpu.memory_bytes)
+        running = placement_bytes / engine.placement().cache_bytes(input_len + output_len)
+    return (
+        max(1e-3, in_flight), max(1.0, running), float(input_len), float(output_len), 0.0,
+        engine.policy, float(engine.scheduler.token_budget),
+        float(engine.system.parallelism.pp), 0.0, 0.0, 0.0,
+    )  # fmt: skip
+
+
+def _serving_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> Case:
+    sizes = row["input_tokens"], row["output_tokens"]
+    in_flight = row["concurrency"] or row["batch"]
+    labels = (
+        row["model"], row["stack_version"], row["precision"], row["mode"], *sizes,
+        row["tp"] or row["decode_tp"], in_flight or 1,
+    )  # fmt: skip
+    if row["mode"] != "disagg":
+        if not in_flight:
+            raise SpecError("concurrency", 0, "must be stated, or the batch")
+        one = deployments.of(row)
+        groups = one.engine.system.parallelism.sequence_groups
+        load = _load(one, in_flight / groups, *sizes)
+        return Case(i, one, load, None, (), 0.0, row["ttft_ms"] / 1e3, row["tpot_ms"] / 1e3,
+                    labels)  # fmt: skip
+    decode, prefill = deployments.of(row, "decode_"), deployments.of(row, "prefill_")
+    workers = row["decode_workers"] or UNSTATED_DECODE_WORKERS
+    prefill_workers = row["prefill_workers"] or UNSTATED_PREFILL_WORKERS
+    if not in_flight:
+        if not row["decode_batch"]:
+            raise SpecError("concurrency", 0, "must be stated, or the batch of decode workers")
+        in_flight = row["decode_batch"] * workers
+    groups = workers * decode.engine.system.parallelism.sequence_groups
+    prompt_groups = prefill_workers * prefill.engine.system.parallelism.sequence_groups
+    load = _load(decode, in_flight / groups, *sizes)
+    prompt_load = _load(prefill, in_flight / prompt_groups, sizes[0], 1)
+    return Case(i, decode, load, prefill, prompt_load, _transfer_s(prefill, sizes[0]),
+                row["ttft_ms"] / 1e3, row["tpot_ms"] / 1e3, labels)  # fmt: skip
+
+
+def _transfer_s(prefill: Deployment, input_len: int) -> float:
+    """Seconds to send one prompt's cache from its GPUs to those that decode, over the network."""
+    system = prefill.engine.system
+    network = system.gpu.network
+    rate = network.bytes_per_s if network is not None else 0.0
+    moved = prefill.engine.placement().cache_bytes(input_len)
+    return moved / rate if rate > 0.0 else 0.0
+
+
+def _batch_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> Case:
+    said = with_batch_columns(row)
+    one = deployments.of(said)
+    if row["kv_dtype"] in ("fp8", "int8"):
+        one = with_cache(one, "fp8")  # a byte per element either way
+    sizes = row["prompt_tokens"], row["output_tokens"]
+    labels = (row["model"], "", row["weight_dtype"], "batch", *sizes, said["tp"], row["batch"])
+    load = _load(one, float(row["batch"]), *sizes)
+    return Case(i, one, load, None, (), 0.0, float("nan"), row["runtime_s"], labels, batch=True)
+
+
+def engine_row(values: Mapping[str, float]) -> NDArray[np.void]:
+    """An ENGINE record of coefficients."""
+    return record(mixed.ENGINE, **values)
+
+
+def times_of(case: Case, values: Mapping[str, float]) -> tuple[float, float]:
+    """(ttft, tpot) seconds of a case with the engine's coefficients; (nan, runtime) of a batch."""
+    kernels = rtsim_kernels.compiled()
+    row = engine_row(values)[()]
+    engine = case.deployment.engine
+    _, (operators, segments, machine, _) = engine.compiled()
+    load = kernels.steady.Load(*case.load)
+    if case.batch:
+        _, total_s = kernels.steady.batch_s(load, operators, segments, machine, row, engine.scratch)
+        return float("nan"), total_s
+    if case.prefill is None:
+        made = kernels.steady.steady_state(load, operators, segments, machine, row, engine.scratch)
+        return made.ttft_s, made.tpot_s
+    first = case.prefill.engine
+    _, rows = first.compiled()
+    return kernels.steady.disaggregated(  # type: ignore[no-any-return]
+        load, kernels.steady.Load(*case.prefill_load), case.transfer_s,
+        (operators, segments, machine), rows[:3], row, engine.scratch, first.scratch,
+    )  # fmt: skip
