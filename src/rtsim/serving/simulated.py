@@ -22,6 +22,10 @@ REFUSALS = {
     st.BEYOND_CONTEXT: "longer than the context",
     st.BEYOND_CACHE: "longer than the cache",
 }
+DISTRIBUTIONS = {
+    "ttft": st.TTFT, "tpot": st.TPOT, "e2e": st.E2E, "gap": st.GAP, "waited": st.WAIT,
+}  # fmt: skip
+_CDF_POINTS = 1000
 # A load counts as above capacity when, over the second half of the arrivals, less than this share
 # of them has ended and at least this many and this share of them waits at the last arrival.
 _CARRIED_SHARE = 0.95
@@ -58,7 +62,8 @@ class Simulated:
 
     ttft, e2e hold the engine's time outside its steps (`request_s`), waited does not; gap: between
     the tokens of a request; waited: for a first place and after preemptions. goodput_per_s:
-    requests within the service level. backlog: requests that waited when the last one arrived;
+    requests within the service level. cdf: of each time, (seconds, share of the observations up to
+    it) at most 1,000 of each. backlog: requests that waited when the last one arrived;
     overloaded: they were piling up. carried_per_s: ends per second over the second half of the
     arrivals, NaN for too few.
     """
@@ -102,6 +107,7 @@ class Simulated:
     num_gpus: int
     usd_per_million_output_tokens: float | None
     over_time: OverTime
+    cdf: dict[str, tuple[Array, Array]]
 
     @property
     def meets_level(self) -> bool:
@@ -122,6 +128,17 @@ def percentile_s(counts: Array, percentile: float) -> float:
     if place == 0:
         return 0.0
     return timeline.LOWEST_S * math.exp((place + 0.5) * timeline.BIN)
+
+
+def cumulated(counts: Array) -> tuple[Array, Array]:
+    """(seconds, share) of a histogram where it rises; empty of an empty one."""
+    places = np.flatnonzero(counts)
+    if not len(places):
+        return np.zeros(0), np.zeros(0)
+    share = np.cumsum(counts[places]) / counts.sum()
+    kept = np.unique(np.linspace(0, len(places) - 1, _CDF_POINTS).astype(int))
+    seconds = timeline.LOWEST_S * np.exp((places[kept] + 0.5) * timeline.BIN)
+    return np.where(places[kept] == 0, 0.0, seconds), share[kept]
 
 
 def distribution(state: Any, which: int, percentiles: tuple[float, ...]) -> Distribution:
@@ -149,9 +166,10 @@ def simulated(run: Run) -> Simulated:
         usd = usd_per_hour * duration_s / 3600.0 / tokens * 1e6
     figures = [
         distribution(state, which, run.percentiles)
-        for which in (st.TTFT, st.TPOT, st.E2E, st.GAP, st.WAIT)
+        for which in DISTRIBUTIONS.values()
     ]
     carried = _carried(state, totals)
+    keeps_up = carried[0] >= _CARRIED_SHARE * carried[1]  # False for NaN: all came at once
     n = int(totals["n_arrived"])
     last_s = float(totals["last_arrival_s"])
     met = int(totals["n_met"])
@@ -188,11 +206,12 @@ def simulated(run: Run) -> Simulated:
         moved_bytes=float(totals["moved_bytes"]),
         backlog=backlog,
         in_flight_at_last_arrival=int(totals["in_flight_at_last_arrival"]),
-        overloaded=run.concurrency == 0 and piling and carried[0] < _CARRIED_SHARE * carried[1],
+        overloaded=run.concurrency == 0 and piling and not keeps_up,
         carried_per_s=carried[0],
         num_gpus=deployment.num_gpus,
         usd_per_million_output_tokens=usd,
         over_time=_over_time(state, totals, capacity),
+        cdf={name: cumulated(state.counts[which]) for name, which in DISTRIBUTIONS.items()},
     )  # fmt: skip
 
 
