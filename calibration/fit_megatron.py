@@ -140,8 +140,8 @@ def fit_gemm(profile: Profile) -> dict[str, float]:
         named = dict(zip((c.name for c in GEMM_COEFFICIENTS), values, strict=True))
         rows = machine_rows(replace(profile, coefficients={"gemm.fp16": named}), gpu, formats)
         return kernels.gemm.gemm_many(
-            m, n, k, one, one * kernels.step.COLD, rows.gemm[0], rows.device[()]
-        )
+            m, n, k, one, one * kernels.step.COLD, rows.gemm[:1], rows.device[()]
+        )[0]
 
     fit = fit_coefficients(
         predicted, measured_us * 1e-6, GEMM_COEFFICIENTS,

@@ -21,8 +21,11 @@ what the tables give.
   different stacks in one fit are worse than either; decode attention learns from all stacks
   first (`kinds.fit_family`). They serve GPUs that nobody measured.
 
-No whole generation was measured in a serving stack: their host track is stated (`HOST`), not
-fitted, its deviation is wide, and each profile says so.
+What an engine adds to its kernels (scheduler, prompts beside decodes, kernels in graphs) is fitted
+to serving runs and offline batches (tables in tables/serving) on top of the kernels, where there
+are any; another GPU takes that of the same stack on the GPU that `RUNS_OF` names. Single batches
+without a server keep a stated host track (`HOST`): no whole generation was measured in a serving
+stack, its deviation is wide, and each profile says so.
 
 Transfer deviations (`TRANSFER`) come from leaving each GPU out of a joint fit of its stack over
 the others; --transfer measures and prints them anew, which takes minutes.
@@ -48,7 +51,7 @@ from rtsim.calibrate import (
     with_section,
 )
 from rtsim.catalog import load_gpu
-from rtsim.fitting import kernel_rows, kinds, mla, mla_module
+from rtsim.fitting import kernel_rows, kinds, mla, mla_module, serving_fit
 from rtsim.fitting.kinds import Block, SectionFit
 from rtsim.machine import attention_variants
 from rtsim.measurements import read_table
@@ -58,6 +61,7 @@ from rtsim.profile_file import profile_toml, write_profile
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables" / "kernels"
+RUNS = HERE / "tables" / "serving"
 PROFILES = HERE.parent / "src" / "rtsim" / "data" / "profiles"
 DATE = "2026-11-23"
 
@@ -80,6 +84,11 @@ FAMILIES = {
 }
 # A chip that stands for an architecture without measured serving kernels.
 VOLTA_PROFILE = "megatron-lm-v100-sxm3-32gb"
+# GPUs whose serving runs, and whose batches, stand for those of another.
+RUNS_OF = {"b200-hgx-180gb": "b200-hgx-180gb"}
+RUNS_ELSE = "h100-sxm5-80gb"
+# Further deviation of serving runs on another GPU: docs/accuracy-serving.md, GPU left out.
+TRANSFER_RUNS = 0.15
 
 # Host track of a serving stack that replays CUDA graphs, stated: a graph issues a kernel in 1 to
 # 2 us, the scheduler and sampler of a step take a few hundred us; prompts are tokenised before
@@ -190,6 +199,55 @@ class Draft:
             source = f"profile {other.name}"
             if source not in self.sources:
                 self.sources.append(source)
+
+    def add_runs(self, stack: str, gpu_name: str) -> None:
+        """What engines add, from serving runs and batches of a stack on a GPU."""
+        for name, fit_table in (
+            ("serving", serving_fit.fit_serving_table), ("batches", serving_fit.fit_batch_table),
+        ):  # fmt: skip
+            path = RUNS / f"{name}_{gpu_name}_{stack}.csv"
+            if not path.exists():
+                continue
+            table = read_table(path)
+            made = fit_table(self.profile, table.columns, range(len(table)), len(table))
+            if made is None:
+                continue
+            self.profile = made.profile
+            self.fits.append(made.fit)
+            self.rows += made.used
+            errors = ", ".join(
+                f"{what} {error_figures(error)[0]:.1%} (median {error_figures(error)[1]:.1%})"
+                for what, error in made.log_error.items()
+            )
+            self.described[made.fit.section] = (
+                f"{made.used} runs; cross-validated error of {errors}"
+            )
+            sources = ", ".join(sorted(set(table.columns["source"].tolist())))
+            self.tables.append(f"serving/{path.name}")
+            self.sources += [f"{sources} ({stack}, runs)"]
+
+    def borrow_runs(self, other: Profile) -> None:
+        """Take what engines add from another profile, as far as nothing was fitted here."""
+        sections = {
+            name: values
+            for name, values in other.coefficients.items()
+            if name.startswith("serving.") and name not in self.profile.coefficients
+        }
+        if "serving.batch" in sections and "serving.engine" not in sections:
+            return
+        sigmas = {
+            name: math.hypot(sigma, TRANSFER_RUNS)
+            for name, sigma in other.section_sigma.items()
+            if name.startswith("serving.") and name not in self.profile.section_sigma
+        }
+        self.profile = replace(
+            self.profile,
+            coefficients={**self.profile.coefficients, **sections},
+            section_sigma={**self.profile.section_sigma, **sigmas},
+            releases=self.profile.releases or other.releases,
+        )
+        for section in sections:
+            self.described[section] = f"as in {other.name}"
 
     def finish(self, notes: Iterable[str]) -> tuple[Profile, str]:
         """The profile with its scatter and provenance, and the text of its file."""
@@ -324,6 +382,10 @@ def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
     for kind in KINDS:
         if kind not in has and stack != REFERENCE:
             draft.borrow(serving_profile_cached(REFERENCE, gpu_name)[0], kind)
+    draft.add_runs(stack, gpu_name)
+    stand_in = RUNS_OF.get(gpu_name, RUNS_ELSE)
+    if stand_in != gpu_name:
+        draft.borrow_runs(serving_profile_cached(stack, stand_in)[0])
     return draft.finish([HOST_NOTE])
 
 
@@ -352,6 +414,7 @@ def in_layers_profile(gpu_name: str) -> tuple[Profile, str]:
             draft.borrow(in_layers_profile(sibling)[0], kind)
     for kind in ("attention_prefill", "attention_decode"):
         draft.borrow(serving_profile_cached(REFERENCE, sibling)[0], kind)
+    draft.borrow_runs(serving_profile_cached(REFERENCE, RUNS_ELSE)[0])
     return draft.finish([HOST_NOTE])
 
 
@@ -379,6 +442,7 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
         draft.borrow(load_profile(VOLTA_PROFILE), "gemm")
         for kind in KINDS:
             draft.borrow(family_cached("generic")[0], kind)
+        draft.borrow_runs(serving_profile_cached(REFERENCE, RUNS_ELSE)[0])
         return draft.finish([HOST_NOTE])
     own = blocks([REFERENCE, "nccl"], gpus)
     every = blocks([*SERVING, "nccl"], gpus)
@@ -393,6 +457,8 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
             members = found + blocks(["sarathi-serve"], gpus, "gemm").get("gemm.fp16", [])
         draft.add(members, every=found)
     draft.add(in_layers_blocks(IN_LAYERS if architecture == "generic" else gpus))
+    stand_in = RUNS_OF.get(gpus[0], RUNS_ELSE)
+    draft.borrow_runs(serving_profile_cached(REFERENCE, stand_in)[0])
     return draft.finish([HOST_NOTE])
 
 

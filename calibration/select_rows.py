@@ -14,6 +14,9 @@ Rows are chosen by their sizes alone, before anything is fitted:
 * kernels/<kind>_<gpu>_<stack>.csv: kernels of software stacks, at most 64 rows per section of a
   profile (operator kind and number format), of the newest version of the stack that has it, by
   the design of the kind's recipe (`fitting.kinds.choose`). All other rows are unseen.
+* serving/serving_<gpu>_<stack>.csv, serving/batches_<gpu>_<stack>.csv: 64 serving runs with prompts
+  and decodes together, and 64 offline batches, at most half of what there is, by the design of
+  `fitting.serving_fit.choose_rows` over models, releases, precisions and sizes.
 """
 
 from __future__ import annotations
@@ -27,8 +30,9 @@ import numpy as np
 from rtsim.catalog import load_gpu
 from rtsim.fit import select_rows
 from rtsim.fitting import collective as collective_rows
-from rtsim.fitting import kernel_rows, kinds, mla, mla_module
+from rtsim.fitting import kernel_rows, kinds, mla, mla_module, serving_cases, serving_fit
 from rtsim.fitting.generation import choose_rows, configurations
+from rtsim.fitting.serving_rows import Deployments
 from rtsim.measurements import Columns, Table, read_table, write_table
 
 TABLES = Path(__file__).parent / "tables"
@@ -37,6 +41,7 @@ GEMM_ROWS = 64
 COLLECTIVE_ROWS = 64
 SHORTEST_US = 5.0
 KERNEL_ROWS = 64  # per section, GPU and stack
+RUNS = 64  # serving runs, and batches, per GPU and stack
 
 # Stacks as tables name them -> in the names of our tables and profiles.
 STACKS = {
@@ -159,9 +164,32 @@ def choose_kernels(folder: Path) -> None:
             )
 
 
+def choose_runs(folder: Path) -> None:
+    """Write the tables of serving runs and of offline batches, one per GPU and stack."""
+    (TABLES / "serving").mkdir(parents=True, exist_ok=True)
+    for file, name, cases_of in (
+        ("serving.csv.gz", "serving", serving_cases.serving_cases),
+        ("offline_batch.csv", "batches", serving_cases.batch_cases),
+    ):
+        table = read_table(folder / file)
+        members = np.flatnonzero(~table.repeated)
+        cases, _ = cases_of(table.columns, Deployments(), members.tolist())
+        places: dict[tuple[str, str], list[serving_cases.Case]] = {}
+        for case in cases:
+            system = case.deployment.engine.system
+            if case.prefill is None:
+                key = (load_gpu(table.columns["gpu"][case.index]).name, system.profile.stack)
+                places.setdefault(key, []).append(case)
+        for (gpu, stack), found in sorted(places.items()):
+            chosen = serving_fit.choose_rows(found, min(RUNS, len(found) // 2))
+            rows = np.array([case.index for case in chosen])
+            write_chosen(f"serving/{name}_{gpu}_{stack}.csv", table, rows)
+
+
 def main(folder: Path) -> None:
     (TABLES / "kernels").mkdir(parents=True, exist_ok=True)
     choose_kernels(folder)
+    choose_runs(folder)
     generation = read_table(folder / "generation.csv")
     systems = configurations(generation.columns)
     for gpu, count in GENERATION_ROWS.items():

@@ -22,6 +22,8 @@ from typing import Any, TypeVar
 COMPILED_PACKAGE = "rtsim_kernels_compiled"
 COMPILED = __name__.partition(".")[0] == COMPILED_PACKAGE
 
+COMPILE_S = 10  # CPU seconds of all kernels of a sweep on an ordinary core
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -48,30 +50,54 @@ def _sources_key() -> str:
 
 
 if COMPILED:
+    import logging
+    from functools import partial
+
     import numba
-    from numba.core import config
+    from numba.core import config, event
 
     _CACHE_FOLDER = cache_folder()
 
+    class _FirstCompile(event.Listener):  # type: ignore[misc]
+        """Logs one line when a kernel of this package is first compiled, not loaded."""
+
+        said = False
+
+        def on_start(self, started: Any) -> None:
+            module = started.data["dispatcher"].py_func.__module__
+            if not self.said and module.partition(".")[0] == COMPILED_PACKAGE:
+                self.said = True
+                logging.getLogger("rtsim_kernels").info(
+                    "compiling kernels for this machine, once: about %d s", COMPILE_S
+                )
+
+        def on_end(self, ended: Any) -> None:
+            pass
+
+    event.register("numba:compile", _FirstCompile())
+
     def jit(function: Function) -> Function:
         """Compile `function` in nopython mode, without the GIL, cached in `cache_folder()`."""
-        return _compiled(function)
+        return _compiled(function, {})
 
-    def jit_inner(function: Function) -> Function:
-        """`jit` for what only compiled code calls: without the entry from Python, which costs
-        much of the compilation where arguments are tuples of many arrays.
+    def inner(function: Function) -> Function:
+        """`jit` for a function that only compiled ones call: no wrapper for Python is compiled.
+
+        Worth it where arguments are many arrays and rows: unpacking them from Python objects
+        takes longer to compile than the function.
         """
-        return _compiled(function, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+        return _compiled(function, {"no_cpython_wrapper": True})
 
-    def _compiled(function: Function, **options: bool) -> Function:
+    def _compiled(function: Function, options: dict[str, bool]) -> Function:
         # Numba picks the cache folder when the function is decorated: set it for that moment
         # only, so that other users of Numba in this process keep theirs.
         kept = config.CACHE_DIR
         config.CACHE_DIR = str(_CACHE_FOLDER)
+        compiler = partial(numba.njit, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
         try:
-            return numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)  # type: ignore[no-any-return]
+            return compiler(cache=True, **options)(function)  # type: ignore[no-any-return]
         except RuntimeError:  # no writable cache folder: compile for this process only
-            return numba.njit(nogil=True, error_model="numpy", **options)(function)  # type: ignore[no-any-return]
+            return compiler(**options)(function)  # type: ignore[no-any-return]
         finally:
             config.CACHE_DIR = kept
 
@@ -81,4 +107,4 @@ else:
         """Leave `function` as plain Python."""
         return function
 
-    jit_inner = jit
+    inner = jit

@@ -23,13 +23,13 @@ import math
 from typing import Any
 
 from . import serving_state as st
-from ._jit import jit, jit_inner
+from ._jit import jit, inner
 from .scheduling import batch_of, cache_bytes, compose, give_blocks, settle_cache, wait
 from .step_memo import remembered_step_s
 from .timeline import add_area, add_count, bin_of, observe
 
 
-@jit_inner
+@inner
 def least_loaded(first: int, last: int, groups: Any) -> int:
     """The group with the fewest requests of first <= g < last, the first of equals."""
     best = first
@@ -41,7 +41,7 @@ def least_loaded(first: int, last: int, groups: Any) -> int:
     return best
 
 
-@jit_inner
+@inner
 def send(slot: int, decoder: bool, now_s: float, state: Any) -> None:
     """Route a new request, or one whose cache has been moved to the decoding pool, to a group."""
     groups = state.sched.groups
@@ -60,7 +60,7 @@ def send(slot: int, decoder: bool, now_s: float, state: Any) -> None:
     state.replicas[groups[g].replica].touched = 1
 
 
-@jit_inner
+@inner
 def refusal(prompt: int, output: int, state: Any) -> int:
     """Why a request can never be served; FINISHED where it can."""
     rules = state.sched.rules
@@ -77,7 +77,7 @@ def refusal(prompt: int, output: int, state: Any) -> int:
     return st.FINISHED
 
 
-@jit_inner
+@inner
 def arrive(now_s: float, arrivals: Any, state: Any) -> None:
     """Take the next request in, or refuse it."""
     totals = state.sched.totals[0]
@@ -132,7 +132,7 @@ def arrive(now_s: float, arrivals: Any, state: Any) -> None:
     totals.in_flight_at_last_arrival = totals.n_in_flight
 
 
-@jit_inner
+@inner
 def finish(slot: int, now_s: float, state: Any) -> None:
     """Record a request that has all its tokens, and free its slot."""
     totals = state.sched.totals[0]
@@ -172,7 +172,7 @@ def finish(slot: int, now_s: float, state: Any) -> None:
     totals.n_in_flight -= 1
 
 
-@jit_inner
+@inner
 def hand_over(g: int, slot: int, now_s: float, state: Any) -> None:
     """Send a request's cache to the decoding pool, after those that were there before."""
     group = state.sched.groups[g]
@@ -195,7 +195,7 @@ def hand_over(g: int, slot: int, now_s: float, state: Any) -> None:
     state.sched.totals[0].moved_bytes += moved
 
 
-@jit_inner
+@inner
 def arrive_moved(g: int, now_s: float, state: Any) -> None:
     """The first cache on its way from a group has left it."""
     group = state.sched.groups[g]
@@ -212,7 +212,7 @@ def arrive_moved(g: int, now_s: float, state: Any) -> None:
     send(slot, True, now_s, state)
 
 
-@jit_inner
+@inner
 def end_step(r: int, now_s: float, state: Any) -> None:
     """Count what a step has computed: tokens, ends, caches to move."""
     replica = state.replicas[r]
@@ -266,7 +266,7 @@ def end_step(r: int, now_s: float, state: Any) -> None:
     replica.touched = 1
 
 
-@jit_inner
+@inner
 def start_step(r: int, now_s: float, state: Any, pools: Any) -> None:
     """Start the next step of an idle replica, if there is anything to do."""
     replica = state.replicas[r]
@@ -311,7 +311,7 @@ def start_step(r: int, now_s: float, state: Any, pools: Any) -> None:
         step.waiting = totals.waiting
 
 
-@jit_inner
+@inner
 def next_arrival_s(arrivals: Any, state: Any) -> float:
     """When the next request arrives: as stated, or in a closed loop when one may."""
     totals = state.sched.totals[0]

@@ -80,7 +80,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._jit import jit
+from ._jit import inner, jit
 from .tables import (
     BOUND_COMPUTE,
     BOUND_LATENCY,
@@ -159,6 +159,7 @@ CORE_EDGE = 7.5  # 6-14 from the rates of single kernels on V100 and A100
 EDGE = 3.2  # elements lost on each edge of a tile; 2.7-3.6 when fitted on each of six GPUs
 STEP_BYTES = 128.0  # one step along k: a shared-memory row of every tensor-core kernel
 FILL_STEPS = 4.0  # depth of the load pipeline: shorter loops fill less of it
+LEAST_FILL = 0.5 / FILL_STEPS  # half a fill of a loop of one step, which every kernel pays
 STEP_SM_FLOPS_PER_S = 2.9e12  # 16-bit rate of the SM at which step_s is stated (A100)
 STEP_ELEMENT_BYTES = 2.0
 PARTIAL_BYTES = 4.0  # a split-K partial result in fp32; reading it back is part of split_s
@@ -167,6 +168,7 @@ LONG_ROW_BYTES = 32768.0  # slow from here on, on P100: rows lie in pages of the
 LONG_KERNEL_S = 1e-4  # clocks begin to fall at about this length
 BLOCK_ELEMENTS = 128.0 * 256.0  # the largest tile: elements per SM of tiles in flight together
 CUDA_CORE_BYTES = 4.0  # fp32 activations: no tensor cores, which want rows of whole 16 bytes
+ALL_MISS = 40.0  # times the cache: from here on what is kept rounds to nothing
 ENDLESS_COPIES = 1e6  # from here on every weight comes from DRAM
 
 
@@ -179,6 +181,8 @@ def miss_frac(ratio: float) -> float:
     """
     if ratio <= 1.0:
         return 0.0
+    if ratio > ALL_MISS:
+        return 1.0
     y = 1.0 - 1.0 / (ratio * ratio)
     for _ in range(4):
         kept = math.exp(-ratio * y)
@@ -198,14 +202,14 @@ def gemm_bytes(m: float, n: float, k: float, batch: float, gemm: Any) -> float:
     return batch * (m * k * gemm.a_bytes + n * k * gemm.b_bytes + m * n * gemm.out_bytes)
 
 
-@jit
+@inner
 def kept_bytes(gemm: Any, device: Any) -> float:
     """Bytes of re-used data that the L2 keeps."""
     cache: float = gemm.l2_use * device.l2_bytes / gemm.l2_partitions
     return cache
 
 
-@jit
+@inner
 def missing_bytes(
     m: float, n: float, k: float, batch: float, weight_copies: float, gemm: Any, device: Any
 ) -> tuple[float, float]:
@@ -240,7 +244,7 @@ def gemm_roofline_s(
     return max(math_s, once / device.hbm_bytes_per_s)
 
 
-@jit
+@inner
 def quantize_s(m: float, k: float, batch: float, gemm: Any, device: Any) -> float:
     """The kernel that turns activations into the product's format; 0 where there is none.
 
@@ -258,20 +262,20 @@ def quantize_s(m: float, k: float, batch: float, gemm: Any, device: Any) -> floa
     return gemm.quantize_s + max(dram, l2, batch * m * gemm.quantize_row_s)
 
 
-@jit
+@inner
 def dram_s(once_bytes: float, again_bytes: float, gemm: Any, device: Any) -> float:
     """Seconds of DRAM traffic, start of the stream included."""
     seconds = (once_bytes + again_bytes) / (gemm.hbm_frac * device.hbm_bytes_per_s)
     return seconds + gemm.ramp_s * seconds / (seconds + gemm.ramp_s)
 
 
-@jit
+@inner
 def round_up(parts: float, share: float) -> float:
     """`parts` moved by `share` of the way to the next whole number, at least 1."""
     return max(1.0, parts + share * (math.ceil(parts) - parts))
 
 
-@jit
+@inner
 def short_flops_per_s(gemm: Any, device: Any) -> float:
     """Peak rate before the power limit of the board acts: on the ordinary cores, the datasheet's.
 
@@ -296,7 +300,7 @@ class Rates(NamedTuple):
     throttle: float  # what a long product takes longer than a short one for want of power, share
 
 
-@jit
+@inner
 def rates_of(dram: float, gemm: Any, device: Any) -> Rates:
     """Rates of a GEMM row on a device; `dram`: seconds of DRAM traffic."""
     short = short_flops_per_s(gemm, device)
@@ -314,7 +318,14 @@ def rates_of(dram: float, gemm: Any, device: Any) -> Rates:
     )
 
 
-@jit
+@inner
+def slowed_s(busy: float, rates: Any, gemm: Any) -> float:
+    """Seconds that the power limit adds to `busy` seconds of math; more for longer ones."""
+    slow_s = busy * gemm.power_drop * math.log10(1.0 + busy / LONG_KERNEL_S)
+    return slow_s + busy * rates.throttle * busy / (busy + THROTTLE_S)
+
+
+@inner
 def candidate_s(
     steps: float,
     tiles: float,
@@ -325,15 +336,17 @@ def candidate_s(
     step_bytes: float,
     sm_count: float,
     best: float,
+    least_slow_s: float,
     rates: Any,
     gemm: Any,
 ) -> tuple[float, float, float]:
     """One tile and split: (seconds without launch, body, memory), or (inf, 0, 0) if not < best.
 
     steps: of one tile's loop over k; tiles: in all, splits counted; rows, columns: of a tile that
-    are not padding; step_flops: of a tile in one step, losses at its edges counted. The early way
-    out compares lower bounds, so the answer of a search does not depend on it.
-    """  # fmt: skip
+    are not padding; step_flops: of a tile in one step, losses at its edges counted. least_slow_s:
+    at most what `slowed_s` adds. The early way out compares lower bounds, so the answer of a search
+    does not depend on it.
+    """
     waves = round_up(tiles / sm_count, gemm.wave_round)
     stored = gemm.store_cost * rows * columns * (gemm.out_bytes if split == 1.0 else PARTIAL_BYTES)
     moved = (rows * gemm.a_bytes + columns * gemm.b_bytes) * step_bytes / gemm.a_bytes
@@ -347,24 +360,23 @@ def candidate_s(
     others = chain * chain * chain + traffic * traffic * traffic
     others += rates.dram_s * rates.dram_s * rates.dram_s
     left = best - extra
-    if left <= 0.0 or body * body * body + others >= left * left * left:
+    least = body + least_slow_s
+    if left <= 0.0 or least * least * least + others >= left * left * left:
         return math.inf, 0.0, 0.0
-    body += busy * gemm.power_drop * math.log10(1.0 + busy / LONG_KERNEL_S)
-    body += busy * rates.throttle * busy / (busy + THROTTLE_S)
+    body += slowed_s(busy, rates, gemm)
     total = extra + (body * body * body + others) ** (1.0 / 3.0)
     return total, body, max(traffic, rates.dram_s)
 
 
-@jit
+@inner
 def halvings(row_bytes: float) -> float:
     """How often 16 bytes have to be halved until rows of this many bytes are a multiple."""
-    if row_bytes % 16.0 == 0.0:
-        return 0.0
-    if row_bytes % 8.0 == 0.0:
-        return 1.0
-    if row_bytes % 4.0 == 0.0:
-        return 2.0
-    return 3.0
+    units = row_bytes / 16.0
+    lost = 0.0
+    while lost < 3.0 and units != math.floor(units):
+        units *= 2.0
+        lost += 1.0
+    return lost
 
 
 @jit
@@ -399,22 +411,37 @@ def gemm_s(
         at = i if m <= TILE_M[2] else n_tiles - 1 - i
         tm = CORE_TILE_M[at] if cores else TILE_M[at]
         tn = CORE_TILE_N[at] if cores else TILE_N[at]
+        if not cores and at > 0 and TILE_N[at - 1] == tn and TILE_M[at - 1] >= m:
+            continue  # the lower tile holds all rows too, at less math and the same of the rest
         tiles = round_up(m / tm, gemm.tile_round) * round_up(n / tn, gemm.tile_round) * batch
         step_flops = 2.0 * max(tm, least_rows) * max(tn, gemm.least_columns) * step_k
         step_flops *= (1.0 + edge / tm + edge / tn) * slow
-        # Every split does this much math, reads as much from the L2 and waits for the same DRAM.
+        rows = min(m, tm)
+        columns = min(n, tn)
+        # Every split does this much math, reads and writes as much through the L2, waits for the
+        # same DRAM; finer ones store more results and start on more SMs.
         math_s = tiles / sm_count * k_steps * step_flops * rates.flop_s
-        operand_bytes = (min(m, tm) * gemm.a_bytes + min(n, tn) * gemm.b_bytes) * k
-        l2_s = tiles * operand_bytes * rates.l2_byte_s
-        floor = math_s * math_s * math_s + l2_s * l2_s * l2_s
-        floor += rates.dram_s * rates.dram_s * rates.dram_s
+        stored = gemm.store_cost * rows * columns * min(gemm.out_bytes, PARTIAL_BYTES)
+        moved = (rows * gemm.a_bytes + columns * gemm.b_bytes) * k + stored
+        l2_s = moved * tiles * rates.l2_byte_s
+        others = l2_s * l2_s * l2_s + rates.dram_s * rates.dram_s * rates.dram_s
+        left = best - rates.start_s * min(1.0, tiles / sm_count)
+        if left <= 0.0 or math_s * math_s * math_s + others >= left * left * left:
+            continue
+        least_slow_s = slowed_s(math_s, rates, gemm)
+        least_s = math_s + least_slow_s
+        stored_s = LEAST_FILL * rates.fill_s + stored * rates.sm_byte_s
         for split in SPLITS:
-            left = best - gemm.split_s if split > 1.0 else best
-            if left <= 0.0 or floor >= left * left * left:
+            waves = max(1.0, tiles * split / sm_count)
+            least = least_s + (1.0 + (waves - 1.0) * gemm.wave_round) * stored_s
+            left = best - rates.start_s * min(1.0, tiles * split / sm_count)
+            if split > 1.0:
+                left -= gemm.split_s
+            if left <= 0.0 or least * least * least + others >= left * left * left:
                 break
             total, body, memory = candidate_s(
-                math.ceil(k_steps / split), tiles * split, split, min(m, tm), min(n, tn),
-                step_flops, step_bytes, sm_count, best, rates, gemm,
+                math.ceil(k_steps / split), tiles * split, split, rows, columns, step_flops,
+                step_bytes, sm_count, best, least_slow_s, rates, gemm,
             )  # fmt: skip
             if total < best:
                 best = total
@@ -440,8 +467,9 @@ def gemm_s(
 def gemm_many(
     m: Any, n: Any, k: Any, batch: Any, weight_copies: Any, gemm: Any, device: Any
 ) -> Any:
-    """`gemm_s` over arrays of sizes, shape (rows,) each -> seconds, shape (rows,)."""
-    seconds = np.empty(len(m))
-    for i in range(len(m)):
-        seconds[i] = gemm_s(m[i], n[i], k[i], batch[i], weight_copies[i], gemm, device)[0]
+    """`gemm_s` over sizes, shape (rows,) each, by GEMM rows (sets,) -> seconds (sets, rows)."""
+    seconds = np.empty((len(gemm), len(m)))
+    for s in range(len(gemm)):
+        for i in range(len(m)):
+            seconds[s, i] = gemm_s(m[i], n[i], k[i], batch[i], weight_copies[i], gemm[s], device)[0]
     return seconds

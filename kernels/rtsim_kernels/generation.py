@@ -32,10 +32,8 @@ import math
 from math import floor, log2
 from typing import Any
 
-import numpy as np
-
 from . import tables
-from ._jit import jit
+from ._jit import inner, jit
 from .step import step_s
 
 POINTS_PER_OCTAVE = 4
@@ -59,7 +57,7 @@ def grid_above(context: float) -> float:
     return floor(context / spacing) * spacing + spacing
 
 
-@jit
+@inner
 def decode_s(
     n_sequences: float,
     first_context: float,
@@ -77,7 +75,7 @@ def decode_s(
     Both have shape (operators, 2).
     """
     total = 0.0
-    evaluated = False
+    evaluated = 0.0
     ranks = machine.plan.prompt_ranks
     for i in range(len(times)):
         total_times[i, 0] = 0.0
@@ -94,17 +92,17 @@ def decode_s(
         low_weight = steps - high_weight
         if low_s < 0:
             low_s = step_s(
-                n_sequences, 1.0, max(1.0, low / ranks), source, False, False, evaluated,
+                n_sequences, 1.0, max(1.0, low / ranks), source, 0.0, 0.0, evaluated,
                 operators, segments, machine, times,
             )  # fmt: skip
-            evaluated = True
+            evaluated = 1.0
         total += low_weight * low_s
         for i in range(len(times)):
             total_times[i, 0] += low_weight * times[i, 0]
             total_times[i, 1] += low_weight * times[i, 1]
         if high_weight > 0:
             low_s = step_s(
-                n_sequences, 1.0, max(1.0, high / ranks), source, False, False, True, operators,
+                n_sequences, 1.0, max(1.0, high / ranks), source, 0.0, 0.0, 1.0, operators,
                 segments, machine, times,
             )  # fmt: skip
             total += high_weight * low_s
@@ -117,7 +115,7 @@ def decode_s(
     return total
 
 
-@jit
+@inner
 def prefill_s(
     n_sequences: float,
     input_len: float,
@@ -129,20 +127,19 @@ def prefill_s(
 ) -> float:
     """Seconds until the first token: the prompt pass, or encoder and first step of the decoder."""
     plan = machine.plan
-    encodes = plan.model_kind != tables.DECODER
+    encodes = 1.0 if plan.model_kind != tables.DECODER else 0.0
     own = input_len
     context = input_len
     if plan.prompt_ranks > 1.0:
         own = math.ceil(input_len / plan.prompt_ranks)
         context = 0.5 * (input_len + own)
     seconds = step_s(
-        n_sequences, own, context, input_len if encodes else 0.0, True, encodes, False, operators,
-        segments, machine, prefill_times,
+        n_sequences, own, context, input_len * encodes, 1.0, encodes, 0.0, operators, segments,
+        machine, prefill_times,
     )  # fmt: skip
     if plan.model_kind == tables.ENCODER_DECODER:
         seconds += step_s(
-            n_sequences, 1.0, 1.0, input_len, False, False, False, operators, segments, machine,
-            times,
+            n_sequences, 1.0, 1.0, input_len, 0.0, 0.0, 0.0, operators, segments, machine, times,
         )  # fmt: skip
         for i in range(len(times)):
             prefill_times[i, 0] += times[i, 0]
@@ -150,7 +147,7 @@ def prefill_s(
     return seconds
 
 
-@jit
+@inner
 def scale(times: Any, factor: float) -> None:
     """Multiply operator times in place."""
     for i in range(len(times)):
@@ -158,7 +155,7 @@ def scale(times: Any, factor: float) -> None:
         times[i, 1] *= factor
 
 
-@jit
+@inner
 def generation_s(
     n_sequences: float,
     input_len: float,
@@ -212,13 +209,11 @@ GROUP_PROMPT_HOST = tables.N_KINDS + 1
 N_GROUPS = tables.N_KINDS + 2
 
 
-@jit
-def owed(
-    seconds: float, times: Any, operators: Any, executions: Any, host_group: int, out: Any
-) -> None:
+@inner
+def owed(seconds: float, times: Any, operators: Any, executions: Any, out: Any) -> float:
     """Split `seconds` over the groups that they are owed to; writes `out`, shape (N_GROUPS,).
 
-    What no operator accounts for goes to `host_group`.
+    Returns what no operator accounts for: the host's.
     """
     out[:] = 0.0
     rest = seconds
@@ -226,7 +221,7 @@ def owed(
         part = times[i, 1] * executions[i]
         out[operators[i].kind] += part
         rest -= part
-    out[host_group] += rest
+    return rest
 
 
 @jit
@@ -237,22 +232,30 @@ def generation_many(
     operators: Any,
     segments: Any,
     executions: Any,
-    machine: Any,
-    out: Any,
+    machines: Any,
+    times: Any,
+    owed_s: Any,
+    seconds: Any,
 ) -> None:
     """Runtimes of many workloads on one machine.
 
     n_sequences, input_len, output_len: float arrays (rows,). executions: how often each operator
-    runs in a step. Writes to `out`, shape (rows, 2, N_GROUPS), the seconds of prefill and of
-    decode by what they are owed to; summed over the groups they are the runtimes.
+    runs in a step. machines: an array of the one machine, which is unpacked in no time where a
+    record takes microseconds. times: scratch (3, operators, 2), which after the call holds those of
+    the last row's prompt pass and decode steps, see `generation_s`. Writes to `seconds`, (rows, 2),
+    prefill and decode, and to `owed_s`, (rows, 2, N_GROUPS), what of them is owed to what.
     """
-    prefill_times = np.zeros((len(operators), 2))
-    decode_times = np.zeros((len(operators), 2))
-    times = np.zeros((len(operators), 2))
+    machine = machines[0]
+    prefill_times = times[0]
+    decode_times = times[1]
     for row in range(len(n_sequences)):
         prefill, decode = generation_s(
             n_sequences[row], input_len[row], output_len[row], operators, segments, machine,
-            prefill_times, decode_times, times,
+            prefill_times, decode_times, times[2],
         )  # fmt: skip
-        owed(prefill, prefill_times, operators, executions, GROUP_PROMPT_HOST, out[row, 0])
-        owed(decode, decode_times, operators, executions, GROUP_HOST, out[row, 1])
+        seconds[row, 0] = prefill
+        seconds[row, 1] = decode
+        rest = owed(prefill, prefill_times, operators, executions, owed_s[row, 0])
+        owed_s[row, 0, GROUP_PROMPT_HOST] += rest
+        rest = owed(decode, decode_times, operators, executions, owed_s[row, 1])
+        owed_s[row, 1, GROUP_HOST] += rest

@@ -42,7 +42,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import tables
-from ._jit import jit
+from ._jit import inner, jit
 
 POINTWISE = 0  # flat, vector loads: add, mul, gelu, relu
 NORM = 1  # a block per row, statistics first, one element per thread and turn: rmsnorm
@@ -183,6 +183,12 @@ def _slots(kind: int, memory: Any) -> Any:
     return memory.quantize_slots
 
 
+@inner
+def _power(share: float, p: float) -> float:
+    """share^p, at once for the largest of some times, whose share is 1."""
+    return 1.0 if share == 1.0 else share**p
+
+
 @jit
 def memory_bound_s(
     kind: int,
@@ -211,7 +217,9 @@ def memory_bound_s(
     latency_s = memory.launch_s
     moved_bytes = total_bytes
     # What stays in L2 neither comes from nor (yet) goes to memory.
-    miss_frac = 1.0 - warm_frac / (1.0 + (total_bytes / kept_bytes) ** RESIDENCY_EDGE)
+    miss_frac = 1.0
+    if warm_frac > 0.0:
+        miss_frac -= warm_frac / (1.0 + (total_bytes / kept_bytes) ** RESIDENCY_EDGE)
     vectors = kind in (VECTOR_NORM, VECTOR_GATED, VECTOR_ROTARY)
     if vectors or kind in (NORM, SOFTMAX, GATED, ROTARY, LAYER_NORM, QUANTIZE):
         vector = 1.0  # elements of a thread per turn
@@ -258,9 +266,8 @@ def memory_bound_s(
     compute_s = issue_s
     p = memory.crossover
     large = max(memory_s, l2_s, compute_s)
-    work_s = large * ((memory_s / large) ** p + (l2_s / large) ** p + (compute_s / large) ** p) ** (
-        1.0 / p
-    )
+    powers = _power(memory_s / large, p) + _power(l2_s / large, p) + _power(compute_s / large, p)
+    work_s = large * powers ** (1.0 / p)
     seconds = latency_s + work_s
     if work_s <= latency_s:
         return seconds, tables.BOUND_LATENCY

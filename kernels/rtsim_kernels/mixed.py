@@ -26,7 +26,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from . import tables
-from ._jit import jit
+from ._jit import inner, jit
 from .step import (
     by_units,
     depends_on_context,
@@ -76,7 +76,8 @@ class Batch(NamedTuple):
 
     n_decodes sequences of decode_context keys each (the new one in) get one token; n_prompts get
     `chunk` new ones each, prompt_context keys in all; n_finished of them end with this chunk and
-    need logits.
+    need logits. checked: tokens that each decoding sequence brings, more than one where drafted
+    ones are checked with the last.
     """
 
     n_decodes: float
@@ -85,84 +86,10 @@ class Batch(NamedTuple):
     chunk: float
     prompt_context: float
     n_finished: float
+    checked: float
 
 
-@jit
-def mixed_operator_s(operator: Any, batch: Any, machine: Any) -> float:
-    """GPU seconds of one execution of an operator in a mixed step, by kernels timed alone."""
-    o = operator
-    if by_units(o):
-        units = mixed_units(o, batch)
-        if units <= 0.0:
-            return 0.0
-        seconds, _ = units_s(o, units, machine)
-        return seconds
-    chunk = max(batch.chunk, LEAST_CHUNK)
-    seconds = 0.0
-    if batch.n_decodes > 0.0:
-        part, _ = operator_s(o, batch.n_decodes, 1.0, batch.decode_context, 0.0, machine)
-        seconds += part
-    if batch.n_prompts > 0.0:
-        keys = max(batch.prompt_context, chunk)
-        part, _ = operator_s(o, batch.n_prompts, chunk, keys, 0.0, machine)
-        seconds += part
-    return seconds
-
-
-@jit
-def mixed_units(operator: Any, batch: Any) -> float:
-    """Rows, tokens or bytes of an operator over the prompts and the decoding sequences."""
-    o = operator
-    chunk = max(batch.chunk, LEAST_CHUNK)
-    units = 0.0
-    if batch.n_decodes > 0.0 and runs(o, 1.0):
-        units += operator_units(o, batch.n_decodes, 1.0, batch.decode_context)
-    if batch.n_prompts > 0.0 and runs(o, chunk):
-        keys = max(batch.prompt_context, chunk)
-        units += operator_units(o, batch.n_prompts, chunk, keys)
-        units += o.per_sequence * (batch.n_finished - batch.n_prompts)
-    return units
-
-
-@jit
-def mixed_work(operator: Any, batch: Any, machine: Any) -> tuple[float, float]:
-    """(FLOPs, compulsory bytes) of one execution of an operator in a mixed step."""
-    o = operator
-    if by_units(o):
-        units = mixed_units(o, batch)
-        if units <= 0.0:
-            return 0.0, 0.0
-        return units_work(o, units, machine)
-    flops = 0.0
-    moved = 0.0
-    if batch.n_decodes > 0.0:
-        f, b = operator_work(o, batch.n_decodes, 1.0, batch.decode_context, 0.0, machine)
-        flops += f
-        moved += b
-    if batch.n_prompts > 0.0:
-        chunk = max(batch.chunk, LEAST_CHUNK)
-        keys = max(batch.prompt_context, chunk)
-        f, b = operator_work(o, batch.n_prompts, chunk, keys, 0.0, machine)
-        flops += f
-        moved += b
-    return flops, moved
-
-
-@jit
-def engine_frac(kind: int, engine: Any) -> float:
-    """The engine's factor on operators of a kind."""
-    if kind == tables.GEMM:
-        return float(engine.gemm_frac)
-    if kind == tables.MEMORY_BOUND:
-        return float(engine.memory_frac)
-    if kind == tables.COLLECTIVE:
-        return float(engine.collective_frac)
-    if kind == tables.MOE:
-        return float(engine.moe_frac)
-    return float(engine.attention_frac)
-
-
-@jit
+@inner
 def peak_of(operator: Any, machine: Any) -> float:
     """FLOP rate that an operator cannot exceed; 0 where math does not bound it."""
     kind = operator.kind
@@ -177,7 +104,99 @@ def peak_of(operator: Any, machine: Any) -> float:
     return 0.0
 
 
-@jit
+@inner
+def checked_s(operator: Any, one_s: float, batch: Any, machine: Any) -> float:
+    """Seconds of attention where each sequence brings several tokens: the cache is read once.
+
+    one_s: with one token each. A recurrence takes a step for each.
+    """
+    if operator.kind == tables.SCAN:
+        return float(batch.checked * one_s)
+    peak = peak_of(operator, machine)
+    if peak <= 0.0:
+        return one_s
+    flops, _ = operator_work(operator, batch.n_decodes, 1.0, batch.decode_context, 0.0, machine)
+    return max(one_s, batch.checked * flops / peak)
+
+
+@inner
+def mixed_operator_s(operator: Any, batch: Any, machine: Any) -> float:
+    """GPU seconds of one execution of an operator in a mixed step, by kernels timed alone."""
+    o = operator
+    if by_units(o):
+        units = mixed_units(o, batch)
+        if units <= 0.0:
+            return 0.0
+        seconds, _ = units_s(o, units, machine)
+        return seconds
+    chunk = max(batch.chunk, LEAST_CHUNK)
+    seconds = 0.0
+    if batch.n_decodes > 0.0:
+        part, _ = operator_s(o, batch.n_decodes, 1.0, batch.decode_context, 0.0, machine)
+        if batch.checked > 1.0:
+            part = checked_s(o, part, batch, machine)
+        seconds += part
+    if batch.n_prompts > 0.0:
+        keys = max(batch.prompt_context, chunk)
+        part, _ = operator_s(o, batch.n_prompts, chunk, keys, 0.0, machine)
+        seconds += part
+    return seconds
+
+
+@inner
+def mixed_units(operator: Any, batch: Any) -> float:
+    """Rows, tokens or bytes of an operator over the prompts and the decoding sequences."""
+    o = operator
+    chunk = max(batch.chunk, LEAST_CHUNK)
+    units = 0.0
+    if batch.n_decodes > 0.0 and runs(o, 1.0):
+        units += operator_units(o, batch.n_decodes * batch.checked, 1.0, batch.decode_context)
+    if batch.n_prompts > 0.0 and runs(o, chunk):
+        keys = max(batch.prompt_context, chunk)
+        units += operator_units(o, batch.n_prompts, chunk, keys)
+        units += o.per_sequence * (batch.n_finished - batch.n_prompts)
+    return units
+
+
+@inner
+def mixed_work(operator: Any, batch: Any, machine: Any) -> tuple[float, float]:
+    """(FLOPs, compulsory bytes) of one execution of an operator in a mixed step."""
+    o = operator
+    if by_units(o):
+        units = mixed_units(o, batch)
+        if units <= 0.0:
+            return 0.0, 0.0
+        return units_work(o, units, machine)
+    flops = 0.0
+    moved = 0.0
+    if batch.n_decodes > 0.0:
+        f, b = operator_work(o, batch.n_decodes, 1.0, batch.decode_context, 0.0, machine)
+        flops += f * batch.checked
+        moved += b
+    if batch.n_prompts > 0.0:
+        chunk = max(batch.chunk, LEAST_CHUNK)
+        keys = max(batch.prompt_context, chunk)
+        f, b = operator_work(o, batch.n_prompts, chunk, keys, 0.0, machine)
+        flops += f
+        moved += b
+    return flops, moved
+
+
+@inner
+def engine_frac(kind: int, engine: Any) -> float:
+    """The engine's factor on operators of a kind."""
+    if kind == tables.GEMM:
+        return float(engine.gemm_frac)
+    if kind == tables.MEMORY_BOUND:
+        return float(engine.memory_frac)
+    if kind == tables.COLLECTIVE:
+        return float(engine.collective_frac)
+    if kind == tables.MOE:
+        return float(engine.moe_frac)
+    return float(engine.attention_frac)
+
+
+@inner
 def engine_operator_s(operator: Any, batch: Any, machine: Any, engine: Any) -> float:
     """GPU seconds of one execution of an operator in a mixed step, as the engine runs it.
 
@@ -186,7 +205,7 @@ def engine_operator_s(operator: Any, batch: Any, machine: Any, engine: Any) -> f
     """
     alone_s = mixed_operator_s(operator, batch, machine)
     prompt_tokens = batch.n_prompts * batch.chunk
-    share = prompt_tokens / max(1.0, prompt_tokens + batch.n_decodes)
+    share = prompt_tokens / max(1.0, prompt_tokens + batch.n_decodes * batch.checked)
     frac = engine_frac(operator.kind, engine) * (1.0 + (engine.prompt_frac - 1.0) * share)
     if frac >= 1.0 or alone_s <= 0.0:
         return frac * alone_s
@@ -226,7 +245,7 @@ def layers_s(
                     seconds += operator.launches * host.kernel_gap_s
                 times[i, 0] = seconds
             gpu_s += times[i, 0]
-        host_s = segment_host_s(segment, operators, batch.n_prompts > 0.0, host, times)
+        host_s = segment_host_s(segment, operators, batch.n_prompts, host, times)
         both_s, owed_frac = join_tracks(gpu_s, host_s, host.corner)
         if gpu_clock + segment.count * gpu_s >= host_clock + segment.count * both_s:
             gpu_clock += segment.count * gpu_s

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._jit import jit_inner
+from ._jit import inner
 from .serving_state import NONE
 
 
-@jit_inner
+@inner
 def goes_before(a: int, b: int, requests: Any) -> bool:
     """Whether slot a is served before slot b: lower priority number, then earlier arrival."""
     first = requests[a]
@@ -23,7 +23,7 @@ def goes_before(a: int, b: int, requests: Any) -> bool:
     return bool(first.index < second.index)
 
 
-@jit_inner
+@inner
 def merged(a: int, b: int, requests: Any) -> int:
     """First slot of the queue that holds those of two queues (NONE: empty)."""
     if a == NONE:
@@ -45,7 +45,7 @@ def merged(a: int, b: int, requests: Any) -> int:
         a = rest
 
 
-@jit_inner
+@inner
 def pushed(queue: int, slot: int, requests: Any) -> int:
     """First slot of a queue after `slot` has joined it."""
     requests[slot].left = NONE
@@ -53,7 +53,7 @@ def pushed(queue: int, slot: int, requests: Any) -> int:
     return int(merged(queue, slot, requests))
 
 
-@jit_inner
+@inner
 def popped(queue: int, requests: Any) -> int:
     """First slot of a queue after its first has left."""
     return int(merged(requests[queue].left, requests[queue].right, requests))

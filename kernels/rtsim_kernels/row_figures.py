@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import tables
-from ._jit import jit
+from ._jit import inner
 from .generation import N_GROUPS
 
 DEVIATIONS_90 = 1.6449  # 90 % of a normal distribution lies within this many deviations
@@ -70,6 +70,11 @@ SYSTEM = np.dtype(
         ("element_bytes", np.float64),
         ("head_bytes", np.float64),  # per row of logits; 0: no head
         ("all_logits", np.float64),
+        # Variances of ln(error) by group: of fitted models; by how much those of models left out
+        # are larger; further variance on another GPU.
+        ("seen", np.float64, (N_GROUPS,)),
+        ("beyond", np.float64, (N_GROUPS,)),
+        ("transfer", np.float64, (N_GROUPS,)),
     ]
 )
 # A layer group's cache per sequence: per_entry (min(n, window) + rate n) + fixed, of n tokens
@@ -85,13 +90,13 @@ CACHE = np.dtype(
 )
 
 
-@jit
+@inner
 def whole_parts(size: float, parts: float) -> float:
     """The largest of `parts` parts of `size` whole things."""
     return float(math.ceil(size / parts))
 
 
-@jit
+@inner
 def half_width(owed_s: Any, variance: Any, row_variance: float) -> float:
     """Half-width of the 90 % interval in ln(seconds), as `rtsim.profile.interval_half_width`."""
     total = 0.0
@@ -102,7 +107,7 @@ def half_width(owed_s: Any, variance: Any, row_variance: float) -> float:
     return DEVIATIONS_90 * math.sqrt(spread / (total * total) + row_variance)
 
 
-@jit
+@inner
 def memory_bytes(system: Any, caches: Any, plan: Any, n_sequences: float, input_len: float,
                  output_len: float) -> float:  # fmt: skip
     """Memory of the fullest GPU of a system, as `rtsim.memory.Placement.use`."""
@@ -124,7 +129,7 @@ def memory_bytes(system: Any, caches: Any, plan: Any, n_sequences: float, input_
     return system.weights_bytes + cached * n_sequences + activations + system.reserved_bytes
 
 
-@jit
+@inner
 def write_row(
     system: Any, machine: Any, batch_size: float, n_sequences: float, input_len: float,
     output_len: float, prefill: float, decode: float, prompt: Any, decoded: Any, both: Any,
@@ -172,7 +177,7 @@ def write_row(
     out[MBU, row] = busy * moved / (gpu_seconds * machine.device.hbm_bytes_per_s)
 
 
-@jit
+@inner
 def row_error(system: Any, plan: Any, batch: float, input_len: float, output_len: float) -> int:
     """0, or why these sizes have no prediction (an ERROR_* code)."""
     whole = batch == floor(batch) and input_len == floor(input_len)
@@ -194,8 +199,8 @@ def row_error(system: Any, plan: Any, batch: float, input_len: float, output_len
     return 0
 
 
-@jit
-def set_variance(system: Any, scatter: Any, at: int, n_sequences: float, variance: Any) -> None:
+@inner
+def set_variance(system: Any, n_sequences: float, variance: Any) -> None:
     """Variance of ln(error) by group at a batch, as `rtsim.predict.System` has it."""
     beyond = 0.0
     if system.log_most_batch == system.log_most_batch:
@@ -204,5 +209,5 @@ def set_variance(system: Any, scatter: Any, at: int, n_sequences: float, varianc
         beyond = max(0.0, beyond) / UNLIKE_DISTANCE
     unlike = min(1.0, max(system.unlike, beyond))
     for group in range(N_GROUPS):
-        seen = scatter.seen[at, group] + unlike * scatter.beyond[at, group]
-        variance[group] = seen * max(1.0, beyond) + scatter.transfer[at, group]
+        seen = system.seen[group] + unlike * system.beyond[group]
+        variance[group] = seen * max(1.0, beyond) + system.transfer[group]

@@ -22,14 +22,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._jit import jit_inner
+from ._jit import inner
 from .mixed import Batch
 from .request_queue import popped, pushed
 from .serving_state import CACHE, MIXED, NONE, PREFILL, STATIC, WAITING
 from .timeline import add_area
 
 
-@jit_inner
+@inner
 def settle_cache(g: int, now_s: float, state: Any) -> None:
     """Account for the cache in use up to now, before it changes."""
     group = state.groups[g]
@@ -37,25 +37,25 @@ def settle_cache(g: int, now_s: float, state: Any) -> None:
     group.since_s = now_s
 
 
-@jit_inner
+@inner
 def tokens_left(request: Any) -> int:
     """Tokens to compute until the next one comes out."""
     return int(request.prompt + request.generated - request.computed)
 
 
-@jit_inner
+@inner
 def decodes(request: Any) -> bool:
     """Whether the request's next step is that of one further token."""
     return bool(request.generated > 0 and tokens_left(request) == 1)
 
 
-@jit_inner
+@inner
 def cache_bytes(pool: int, blocks: int, state: Any) -> int:
     """Bytes of a sequence with this many blocks."""
     return int(state.block_bytes[pool, blocks])
 
 
-@jit_inner
+@inner
 def take_blocks(g: int, slot: int, tokens: int, state: Any) -> bool:
     """Give a request the blocks of `tokens` tokens; False, and none, where they are not free."""
     group = state.groups[g]
@@ -73,7 +73,7 @@ def take_blocks(g: int, slot: int, tokens: int, state: Any) -> bool:
     return True
 
 
-@jit_inner
+@inner
 def give_blocks(g: int, slot: int, state: Any) -> None:
     """Take back all blocks of a request."""
     group = state.groups[g]
@@ -82,7 +82,7 @@ def give_blocks(g: int, slot: int, state: Any) -> None:
     request.blocks = 0
 
 
-@jit_inner
+@inner
 def wait(g: int, slot: int, now_s: float, state: Any) -> None:
     """Put a request into the queue of a group."""
     group = state.groups[g]
@@ -95,7 +95,7 @@ def wait(g: int, slot: int, now_s: float, state: Any) -> None:
     totals.most_waiting = max(totals.most_waiting, totals.waiting)
 
 
-@jit_inner
+@inner
 def admit(g: int, now_s: float, state: Any) -> None:
     """Let the first of a queue run."""
     group = state.groups[g]
@@ -117,7 +117,7 @@ def admit(g: int, now_s: float, state: Any) -> None:
     group.n_running += 1
 
 
-@jit_inner
+@inner
 def preempt(g: int, place: int, now_s: float, state: Any) -> None:
     """Send a running sequence back to the queue, its cache dropped or moved to the host."""
     group = state.groups[g]
@@ -145,7 +145,7 @@ def preempt(g: int, place: int, now_s: float, state: Any) -> None:
     wait(g, slot, now_s, state)
 
 
-@jit_inner
+@inner
 def last_in_line(g: int, state: Any) -> int:
     """Place of the running sequence that gives way: lowest priority, then youngest."""
     running = state.running
@@ -159,7 +159,7 @@ def last_in_line(g: int, state: Any) -> int:
     return last
 
 
-@jit_inner
+@inner
 def grow(g: int, place: int, tokens: int, now_s: float, state: Any) -> tuple[int, int]:
     """Blocks for `tokens` further tokens of the running sequence at `place`, by preemption.
 
@@ -180,7 +180,7 @@ def grow(g: int, place: int, tokens: int, now_s: float, state: Any) -> tuple[int
     return place, given
 
 
-@jit_inner
+@inner
 def admissible(g: int, tokens: int, reserves: bool, state: Any) -> bool:
     """Whether the first of the queue finds a place and blocks, and takes the blocks."""
     group = state.groups[g]
@@ -196,7 +196,7 @@ def admissible(g: int, tokens: int, reserves: bool, state: Any) -> bool:
     return bool(take_blocks(g, group.queue, needed, state))
 
 
-@jit_inner
+@inner
 def compose_mixed(g: int, now_s: float, state: Any) -> None:
     """Fill a step with running sequences, then with waiting ones, up to the budget."""
     group = state.groups[g]
@@ -228,7 +228,7 @@ def compose_mixed(g: int, now_s: float, state: Any) -> None:
         budget -= tokens
 
 
-@jit_inner
+@inner
 def compose_apart(g: int, now_s: float, state: Any) -> None:
     """Fill a step with prompts alone or, where there is none to compute, with decodes alone."""
     group = state.groups[g]
@@ -274,7 +274,7 @@ def compose_apart(g: int, now_s: float, state: Any) -> None:
         state.requests[slot].new_tokens = 1
 
 
-@jit_inner
+@inner
 def compose(g: int, now_s: float, state: Any) -> None:
     """Decide what a group computes in the step that starts now: `new_tokens` of its requests."""
     group = state.groups[g]
@@ -288,7 +288,7 @@ def compose(g: int, now_s: float, state: Any) -> None:
     totals.most_running = max(totals.most_running, group.n_running)
 
 
-@jit_inner
+@inner
 def batch_of(g: int, state: Any) -> Batch:
     """The composition of a group's step as the operator model takes it.
 

@@ -34,12 +34,12 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from ._jit import jit
+from ._jit import inner, jit
 from .mixed import Batch, engine_step_s
 
 # How prompts get into steps.
-MIXED = 0
-PREFILL_FIRST = 1
+MIXED = 0.0
+PREFILL_FIRST = 1.0
 ROUNDS = 3  # of the fixed point between the decoding batch and the time of its steps
 WAIT_ROUNDS = 8  # of the fixed point between waiting and the length of a cycle
 MOST_BUSY = 0.98  # of the prompt server: keeps the mean wait finite
@@ -57,7 +57,7 @@ class Load(NamedTuple):
     input_len: float
     output_len: float
     cached_tokens: float
-    policy: int
+    policy: float
     token_budget: float
     stages: float
     speculated: float
@@ -79,7 +79,7 @@ class Steady(NamedTuple):
     busy_frac: float  # share of time that prompts take
 
 
-@jit
+@inner
 def tokens_per_step(speculated: float, acceptance: float) -> float:
     """Tokens that a sequence gets per decode step."""
     if speculated <= 0.0:
@@ -89,14 +89,13 @@ def tokens_per_step(speculated: float, acceptance: float) -> float:
     return (1.0 - acceptance ** (speculated + 1.0)) / (1.0 - acceptance)
 
 
-@jit
+@inner
 def decode_batch(load: Any, decoding: float, context: float) -> Any:
-    """The batch of a pure decode step; drafted tokens are checked as a short prompt each."""
-    each = decoding / load.stages
-    if load.speculated > 0.0:
-        checked = load.speculated + 1.0
-        return Batch(0.0, 0.0, each, checked, context + load.speculated, each)
-    return Batch(each, context, 0.0, 0.0, 0.0, 0.0)
+    """The batch of a pure decode step; drafted tokens are checked with the last one."""
+    return Batch(
+        decoding / load.stages, context + load.speculated, 0.0, 0.0, 0.0, 0.0,
+        1.0 + load.speculated,
+    )  # fmt: skip
 
 
 @jit
@@ -129,7 +128,8 @@ def steady_state(
         if load.policy == MIXED:
             beside = max(0.0, decoding - 1.0) / load.stages
         mixed_s = engine_step_s(
-            Batch(beside, mean_context, 1.0, chunk, chunk_context, 1.0 / chunks), False,
+            Batch(beside, mean_context, 1.0, chunk, chunk_context, 1.0 / chunks,
+                  1.0 + load.speculated), False,
             operators, segments, machine, engine, times,
         )  # fmt: skip
         decode_s = 0.0
@@ -194,8 +194,8 @@ def batch_s(load: Any, operators: Any, segments: Any, machine: Any, engine: Any,
         chunk_context = load.input_len
     passes = (together / prompts) * (new / chunk)
     prompt_s = engine_step_s(
-        Batch(0.0, 0.0, prompts, chunk, chunk_context, prompts * chunk / new), False, operators,
-        segments, machine, engine, times,
+        Batch(0.0, 0.0, prompts, chunk, chunk_context, prompts * chunk / new, 1.0), False,
+        operators, segments, machine, engine, times,
     )  # fmt: skip
     # Stages of a pipeline work on different prompts at once.
     first_s = engine.request_s + (passes + load.stages - 1.0) * prompt_s / load.stages
@@ -234,7 +234,7 @@ def disaggregated(
     chunks = new / chunk
     context = prompt_load.cached_tokens + 0.5 * (new + chunk)
     prompt_s = chunks * engine_step_s(
-        Batch(0.0, 0.0, 1.0, chunk, context, 1.0 / chunks), False,
+        Batch(0.0, 0.0, 1.0, chunk, context, 1.0 / chunks, 1.0), False,
         prompt_rows[0], prompt_rows[1], prompt_rows[2], engine, prompt_times,
     )  # fmt: skip
     gain = tokens_per_step(load.speculated, load.acceptance)
@@ -268,3 +268,18 @@ def disaggregated(
     if steps <= 0.0:
         tpot_s = math.nan
     return engine.request_s + wait_s + prompt_s + transfer_s, tpot_s
+
+
+@jit
+def steady_states(
+    loads: Any, operators: Any, segments: Any, machine: Any, engine: Any, times: Any, out: Any
+) -> None:
+    """`steady_state` of many loads, arrays (rows, fields of Load) to (rows, fields of Steady)."""
+    for i in range(len(loads)):
+        load = Load(
+            loads[i, 0], loads[i, 1], loads[i, 2], loads[i, 3], loads[i, 4], loads[i, 5],
+            loads[i, 6], loads[i, 7], loads[i, 8], loads[i, 9], loads[i, 10],
+        )  # fmt: skip
+        made = steady_state(load, operators, segments, machine, engine, times)
+        for j in range(len(made)):
+            out[i, j] = made[j]

@@ -35,21 +35,32 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import tables
-from ._jit import jit
+from ._jit import inner, jit
 from .attention import (
+    ATTENTION_DECODE,
+    ATTENTION_PREFILL,
     attention_decode_s,
     attention_decode_work,
     attention_prefill_s,
     attention_prefill_work,
     visible_pairs,
 )
-from .collective import collective_s, wire_bytes
-from .gemm import gemm_s
-from .memory_bound import memory_bound_s
-from .mla import mla_decode_s, mla_decode_work, mla_prefill_s, mla_prefill_work
-from .moe import moe_s, moe_work
-from .scan import scan_s, scan_work
+from .collective import COLLECTIVE, collective_s, wire_bytes
+from .gemm import GEMM, gemm_s
+from .memory_bound import MEMORY_BOUND, memory_bound_s
+from .mla import (
+    MLA_DECODE,
+    MLA_PREFILL,
+    mla_decode_s,
+    mla_decode_work,
+    mla_prefill_s,
+    mla_prefill_work,
+)
+from .moe import MOE, moe_s, moe_work
+from .scan import SCAN, scan_s, scan_work
 from .tables import Coefficient
 
 HOST_COEFFICIENTS = (
@@ -89,10 +100,11 @@ WARM = 1.0
 
 
 class Machine(NamedTuple):
-    """One GPU with its fitted operator models: records when compiled, NamedTuples when not.
+    """One GPU with its fitted operator models, as interpreted kernels take it.
 
     gemm, collective: one row per number format, and per group and implementation. plan: a PLAN
-    row.
+    row. Compiled kernels take the same as one record, MACHINE: nested rows are plain addresses,
+    where arrays would be counted in and out of every function that sees them.
     """
 
     device: Any
@@ -109,7 +121,25 @@ class Machine(NamedTuple):
     plan: Any
 
 
-@jit
+MACHINE = np.dtype(
+    [
+        ("device", tables.DEVICE),
+        ("gemm", GEMM, (tables.N_GEMM_ROWS,)),
+        ("prefill", ATTENTION_PREFILL),
+        ("decode", ATTENTION_DECODE),
+        ("memory", MEMORY_BOUND),
+        ("collective", COLLECTIVE, (tables.N_COLLECTIVE_ROWS,)),
+        ("host", HOST),
+        ("moe", MOE),
+        ("mla_prefill", MLA_PREFILL),
+        ("mla_decode", MLA_DECODE),
+        ("scan", SCAN),
+        ("plan", tables.PLAN),
+    ]
+)
+
+
+@inner
 def runs(operator: Any, new_tokens: float) -> bool:
     """Whether an operator is part of a step with this many new tokens per sequence."""
     phase = operator.phase
@@ -118,7 +148,7 @@ def runs(operator: Any, new_tokens: float) -> bool:
     return bool((phase == tables.ONE_TOKEN) == (new_tokens == 1.0))
 
 
-@jit
+@inner
 def operator_units(operator: Any, n_sequences: float, new_tokens: float, context: float) -> float:
     """Rows, tokens or bytes of an operator in one step, see `tables.OPERATOR`."""
     o = operator
@@ -126,7 +156,7 @@ def operator_units(operator: Any, n_sequences: float, new_tokens: float, context
     return units + o.per_cached * n_sequences * max(0.0, context - new_tokens)
 
 
-@jit
+@inner
 def keys_of(operator: Any, context: float, source: float) -> float:
     """Entries that scores are computed for: of the source, of the context, or pooled.
 
@@ -140,7 +170,7 @@ def keys_of(operator: Any, context: float, source: float) -> float:
     return keys
 
 
-@jit
+@inner
 def mask_of(
     operator: Any, new_tokens: float, context: float, source: float
 ) -> tuple[float, float, float]:
@@ -160,7 +190,7 @@ def mask_of(
     return context, o.window, o.causal
 
 
-@jit
+@inner
 def latent_keys(operator: Any, new_tokens: float, context: float) -> float:
     """Entries that a query of latent or compressed attention sees on average, at most a window."""
     keys, window, causal = mask_of(operator, new_tokens, context, 0.0)
@@ -169,7 +199,7 @@ def latent_keys(operator: Any, new_tokens: float, context: float) -> float:
     return visible_pairs(new_tokens, keys, window, causal) / new_tokens
 
 
-@jit
+@inner
 def latent_s(
     operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
 ) -> tuple[float, int]:
@@ -205,7 +235,7 @@ def latent_s(
     return dense_s, dense_bound
 
 
-@jit
+@inner
 def latent_work(
     operator: Any, n_sequences: float, new_tokens: float, context: float, machine: Any
 ) -> tuple[float, float]:
@@ -226,7 +256,7 @@ def latent_work(
     )  # fmt: skip
 
 
-@jit
+@inner
 def units_s(operator: Any, units: float, machine: Any) -> tuple[float, int]:
     """Seconds of an operator whose time depends on a count of rows, tokens or bytes alone.
 
@@ -251,7 +281,7 @@ def units_s(operator: Any, units: float, machine: Any) -> tuple[float, int]:
     )
 
 
-@jit
+@inner
 def by_units(operator: Any) -> bool:
     """Whether `units_s` times the operator; the others are told sequences and their contexts."""
     o = operator
@@ -261,7 +291,7 @@ def by_units(operator: Any) -> bool:
     return bool(counted or o.kind == tables.COLLECTIVE)
 
 
-@jit
+@inner
 def rows_s(
     operator: Any, rows: float, width: float, passes: float, machine: Any
 ) -> tuple[float, int]:
@@ -274,7 +304,7 @@ def rows_s(
     )  # fmt: skip
 
 
-@jit
+@inner
 def operator_s(
     operator: Any,
     n_sequences: float,
@@ -332,7 +362,7 @@ def operator_s(
     return rows_s(o, units, keys_of(o, context, source), machine.host.score_passes, machine)
 
 
-@jit
+@inner
 def depends_on_context(operator: Any) -> bool:
     """Whether the context (keys per sequence) changes the operator's time."""
     o = operator
@@ -344,7 +374,7 @@ def depends_on_context(operator: Any) -> bool:
     return bool(attends or o.per_cached > 0.0)
 
 
-@jit
+@inner
 def operator_work(
     operator: Any,
     n_sequences: float,
@@ -398,7 +428,7 @@ def operator_work(
     return elements * o.flops, elements * (o.read_bytes + o.written_bytes)
 
 
-@jit
+@inner
 def units_work(operator: Any, units: float, machine: Any) -> tuple[float, float]:
     """Work of what `units_s` times: (FLOPs, bytes through memory or over the link)."""
     o = operator
@@ -415,14 +445,14 @@ def units_work(operator: Any, units: float, machine: Any) -> tuple[float, float]
     return 0.0, wire_bytes(o.collective, units, o.ranks)
 
 
-@jit
+@inner
 def product_work(m: float, n: float, k: float, batch: float, row: Any) -> tuple[float, float]:
     """(FLOPs, compulsory bytes) of `batch` products [m, k] x [k, n] in the formats of a row."""
     moved = m * k * row.a_bytes + k * n * row.b_bytes + m * n * row.out_bytes
     return 2.0 * batch * m * n * k, batch * moved
 
 
-@jit
+@inner
 def slowest_excess(ranks: float) -> float:
     """H(n) - 1, by which the expected largest of n exponential delays exceeds one, in units of it.
 
@@ -433,8 +463,8 @@ def slowest_excess(ranks: float) -> float:
     return math.log(ranks) + 0.5 / ranks - 1.0 / (12.0 * ranks * ranks) + EULER - 1.0
 
 
-@jit
-def segment_host_s(segment: Any, operators: Any, is_prefill: bool, host: Any, times: Any) -> float:
+@inner
+def segment_host_s(segment: Any, operators: Any, is_prefill: float, host: Any, times: Any) -> float:
     """Host time of one repetition of a segment, seconds; `times` as `step_s` writes it.
 
     What took no time on the GPU was no part of the step and is not issued.
@@ -451,12 +481,12 @@ def segment_host_s(segment: Any, operators: Any, is_prefill: bool, host: Any, ti
             total += host.collective_s
             exposed_s += host.exposed_frac * times[i, 0]
             ranks = max(ranks, operator.ranks)
-    if is_prefill and segment.is_layer == 1:
+    if is_prefill > 0.0 and segment.is_layer == 1:
         total += host.prefill_layer_s
     return host.slowness * (1.0 + host.rank_lag * slowest_excess(ranks)) * total + exposed_s
 
 
-@jit
+@inner
 def join_tracks(gpu_s: float, host_s: float, corner: float) -> tuple[float, float]:
     """(seconds of a layer, share of its GPU time that it is owed to) by a corner of exponent p."""
     slow = max(gpu_s, host_s)
@@ -472,9 +502,9 @@ def step_s(
     new_tokens: float,
     context: float,
     source: float,
-    is_prefill: bool,
-    encoder: bool,
-    reuse: bool,
+    is_prefill: float,
+    encoder: float,
+    reuse: float,
     operators: Any,
     segments: Any,
     machine: Any,
@@ -482,9 +512,10 @@ def step_s(
 ) -> float:
     """Time of one step in seconds.
 
-    source: tokens of the encoder's output, 0 without an encoder. encoder: the step runs the
-    encoder's segments instead of the others. reuse: `times` is that of the same step at another
-    context, so only what depends on the context is timed anew.
+    source: tokens of the encoder's output, 0 without an encoder. Flags, 1 for yes: is_prefill;
+    encoder: the step runs the encoder's segments instead of the others; reuse: `times` is that of
+    the same step at another context, so only what depends on the context is timed anew. They are
+    floats because Numba compiles a function anew for every literal True and False.
 
     operators, segments: the rows of one model on one GPU. Writes to `times`, shape
     (operators, 2), of one execution of each operator: [:, 0] its GPU time, [:, 1] the part of
@@ -495,12 +526,12 @@ def step_s(
     host = machine.host
     gpu_clock = 0.0
     host_clock = 0.0
-    if is_prefill:
+    if is_prefill > 0.0:
         host_clock = host.slowness * host.prompt_token_s * n_sequences * new_tokens
         gpu_clock = host_clock
     for s in range(len(segments)):
         segment = segments[s]
-        if (segment.is_encoder == 1) != encoder:
+        if (segment.is_encoder == 1) != (encoder > 0.0):
             for i in range(segment.first, segment.last):
                 times[i, 0] = 0.0
                 times[i, 1] = 0.0
@@ -508,7 +539,7 @@ def step_s(
         gpu_s = 0.0
         for i in range(segment.first, segment.last):
             operator = operators[i]
-            if not reuse or depends_on_context(operator):
+            if reuse == 0.0 or depends_on_context(operator):
                 times[i, 0] = 0.0
                 if runs(operator, new_tokens):
                     seconds, _ = operator_s(

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._jit import jit_inner
+from ._jit import inner
 from .mixed import engine_step_s
 
 PLACES = 8192  # a power of two
 _SPREAD = 2654435761  # Knuth's multiplicative hash
 
 
-@jit_inner
+@inner
 def place_of(batch: Any) -> int:
     """Where the times of batches with these counts are kept."""
     prompts = int(batch.n_prompts * 64.0) * 31 + int(batch.chunk * 64.0) * 7
@@ -25,7 +25,7 @@ def place_of(batch: Any) -> int:
     return (mixed ^ (mixed >> 15)) & (PLACES - 1)
 
 
-@jit_inner
+@inner
 def remembered_step_s(batch: Any, pool: Any) -> float:
     """`mixed.engine_step_s` of a batch on the GPUs of a `serving_state.Pool`."""
     place = place_of(batch)

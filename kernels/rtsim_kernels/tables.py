@@ -61,8 +61,20 @@ def _row_class(names: tuple[str, ...]) -> Any:
 
 
 def as_row(record: Any) -> Any:
-    """The NamedTuple of Python numbers with the fields of a structured record (shape ())."""
-    return _row_class(record.dtype.names)._make(record.item())
+    """The NamedTuple of Python numbers with the fields of a structured record (shape ()).
+
+    Rows within the record become NamedTuples too, arrays of rows tuples of them.
+    """
+    names = record.dtype.names
+    if all(record.dtype[name].kind != "V" for name in names):
+        return _row_class(names)._make(record.item())
+    return _row_class(names)._make(_part(record[name]) for name in names)
+
+
+def _part(part: Any) -> Any:
+    if part.dtype.names is None:
+        return part.tolist()
+    return tuple(map(as_row, part)) if part.ndim else as_row(part)
 
 
 # What an operator is. The codes of collectives are those of `collective.py`.
@@ -137,6 +149,10 @@ SEGMENT = np.dtype(
         ("is_encoder", np.int64),  # runs over the prompt, before the decoder's first step
     ]
 )
+
+# Rows of a machine that an operator chooses among by its `row`.
+N_GEMM_ROWS = 5
+N_COLLECTIVE_ROWS = 5
 
 # How a generation is carried out: what kind of model, and how its batch and prompt are split.
 DECODER = 0

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from ._jit import jit_inner
+from ._jit import inner
 from .serving_state import N_SERIES
 
 LOWEST_S = 1e-7
@@ -25,7 +25,7 @@ N_BUCKETS = 1024
 FIRST_BUCKET_S = 0.01
 
 
-@jit_inner
+@inner
 def bucket_of(time_s: float, series: Any, totals: Any) -> int:
     """Bucket that holds a time; joins buckets until there is one."""
     n = series.shape[1]
@@ -39,7 +39,7 @@ def bucket_of(time_s: float, series: Any, totals: Any) -> int:
     return int(time_s / totals[0].bucket_s)
 
 
-@jit_inner
+@inner
 def add_area(row: int, start_s: float, end_s: float, value: float, series: Any, totals: Any) -> None:
     """Add `value` over an interval of time to the buckets that it crosses."""
     if end_s <= start_s or value == 0.0:
@@ -56,13 +56,13 @@ def add_area(row: int, start_s: float, end_s: float, value: float, series: Any, 
     series[row, last] += value * (end_s - last * width_s)
 
 
-@jit_inner
+@inner
 def add_count(row: int, time_s: float, count: float, series: Any, totals: Any) -> None:
     """Count something at a time."""
     series[row, bucket_of(time_s, series, totals)] += count
 
 
-@jit_inner
+@inner
 def bin_of(seconds: float) -> int:
     """Bin of a time in a histogram."""
     if seconds <= LOWEST_S:
@@ -70,7 +70,7 @@ def bin_of(seconds: float) -> int:
     return min(N_BINS - 1, int(math.log(seconds / LOWEST_S) / BIN))
 
 
-@jit_inner
+@inner
 def observe(distribution: int, seconds: float, place: int, counts: Any, sums: Any) -> None:
     """Add a time to a distribution; `place` is its bin."""
     counts[distribution, place] += 1

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import rtsim_kernels
 from numpy.typing import NDArray
-from rtsim_kernels import row_figures
+from rtsim_kernels import row_figures, tables
 
 from rtsim.columns import Coded, coded, columns_of
 from rtsim.errors import RtsimError, SpecError, nearest_names
@@ -67,19 +67,23 @@ def evaluate(
     n_rows = len(sizes[0])
     errors = np.zeros(n_rows, np.int64)
     filled = _filled(packed, first_rows, sizes)
-    if packed.machines:
-        kernels = rtsim_kernels.compiled().bulk
-        kernels.predict_rows(
+    if len(packed.machines):
+        kernels = rtsim_kernels.compiled()
+        given = (
             packed.systems,
-            kernels.Machines(**packed.machines),
-            kernels.Tables(**packed.tables),
-            kernels.Scatter(**packed.scatter),
+            packed.machines,
+            kernels.bulk_rows.Tables(**packed.tables),
             np.ascontiguousarray(first_rows, np.int64),
             *filled,
             np.ascontiguousarray(targets, np.int64),
             values,
             errors,
         )
+        model_kinds = packed.machines["plan"]["model_kind"]
+        if (model_kinds == tables.DECODER).any():
+            kernels.bulk.predict_rows(*given)
+        if (model_kinds != tables.DECODER).any():
+            kernels.bulk_encoders.predict_encoder_rows(*given)
     texts = [""]
     known = {"": 0}
     row_codes = np.zeros(n_rows, np.int64)

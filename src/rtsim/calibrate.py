@@ -2,10 +2,10 @@
 
 Order of the fit. Each kind of kernel and number format first, on its own rows (a section of the
 profile), then the host track and what works differently inside a model, on whole generations
-where there are any. At most `max_points` rows per section are fitted, chosen from their sizes
-alone by the design of the kind's recipe (farthest-point or cluster centres); all others are
-unseen. What no row pins down stays at its prior: the base profile's value, else the one declared
-beside the formula.
+where there are any, then what an engine adds, on serving runs and offline batches. At most
+`max_points` rows per section are fitted, chosen from their sizes alone by the design of the kind's
+recipe (farthest-point or cluster centres); all others are unseen. What no row pins down stays at
+its prior: the base profile's value, else the one declared beside the formula.
 
 Errors are cross-validated on the chosen rows (four folds); the deviation written to the profile
 is the one with which 90 % of left-out rows lie in their interval.
@@ -27,9 +27,11 @@ from rtsim.catalog import load_gpu
 from rtsim.errors import DataError, SpecError
 from rtsim.fitting import generation
 from rtsim.fitting.kinds import Block, SectionFit, choose, cross_validated, fit_blocks
+from rtsim.fitting.serving_fit import LEAST_CASES, fit_batch_table, fit_serving_table
 from rtsim.fitting.sort_rows import (
     FileReport,
     ImpossibleRow,
+    Runs,
     sort_rows,
     table_paths,
     why_nothing,
@@ -144,17 +146,18 @@ def calibrate(
     tables = [read_table(path) for path in paths]
     report = progress or (lambda what, done, total: None)
 
-    blocks, generations, file_reports, beaten = sort_rows(tables, spec, stack)
+    rows = sort_rows(tables, spec, stack)
+    generations, file_reports, beaten = rows.generations, rows.reports, rows.beaten
     notes: list[str] = []
     by_section: dict[str, list[Block]] = {}
-    for block in blocks:
+    for block in rows.blocks:
         by_section.setdefault(block.section, []).append(block)
-    if not by_section and not generations:
+    if not by_section and not generations and not rows.runs:
         raise DataError(
             ", ".join(map(str, paths[:3])), f"no row of {stack} on {spec.name} to fit: "
             + why_nothing(file_reports, beaten),
         )  # fmt: skip
-    total = len(by_section) + bool(generations)
+    total = len(by_section) + bool(generations) + len(rows.runs)
     fits: list[SectionFit] = []
     reports: list[SectionReport] = []
     fitted_profile = replace(
@@ -175,7 +178,7 @@ def calibrate(
     freedoms: list[generation.Freedom] = []
     stack_fit = None
     if generations:
-        report("whole generations", total - 1, total)
+        report("whole generations", len(by_section), total)
         freedoms = _freedoms(start)
         fitted_profile, stack_fit, section_report = _fit_generations(
             generations, fitted_profile, freedoms, max_points
@@ -186,9 +189,20 @@ def calibrate(
             "no whole generations: the host track (cost of a step, of a launch) stays at its "
             "stated values and is not pinned down"
         )
+    for i, runs in enumerate(rows.runs):
+        report(f"{runs.table.kind} runs", total - len(rows.runs) + i, total)
+        made = _fit_runs(runs, fitted_profile, max_points)
+        if made is None:
+            notes.append(
+                f"{runs.table.file}: fewer than {LEAST_CASES} runs that can be predicted, left out"
+            )
+            continue
+        fitted_profile, fit, section_reports = made
+        fits.append(fit)
+        reports += section_reports
     report("done", total, total)
     kinds = {section.section.partition(".")[0] for section in reports}
-    absent = [kind for kind in DECLARED if kind not in kinds and kind != "host"]
+    absent = [kind for kind in DECLARED if kind not in (*kinds, "host", "serving")]
     if absent:
         notes.append(f"no rows of {', '.join(absent)}: kept at their priors")
     fitted_profile = replace(
@@ -199,7 +213,7 @@ def calibrate(
             "date": date.today().isoformat(),
             "recipe": "rtsim calibrate",
             "tables": [Path(table.file).name for table in tables],
-            "rows": sum(s.fitted_rows for s in reports),
+            "rows": sum({s.section.partition(" ")[0]: s.fitted_rows for s in reports}.values()),
             "base": base or "",
             "sections": {s.section: _provenance(s) for s in reports},
             "notes": notes,
@@ -356,6 +370,29 @@ def _fit_generations(
     )  # fmt: skip
     rows = sum(len(c.rows) for c in systems)
     return fitted, fit, SectionReport("host", rows, count, mape, median, sigma, reports)
+
+
+# Serving runs ---------------------------------------------------------------------------------
+
+
+def _fit_runs(
+    runs: Runs, profile: Profile, max_points: int
+) -> tuple[Profile, SectionFit, list[SectionReport]] | None:
+    """The profile with what serving runs, or batches, say; None where too few can be used.
+
+    One report for each thing that they measure; the coefficients are in the first.
+    """
+    fit_table = fit_serving_table if runs.table.kind == "serving" else fit_batch_table
+    made = fit_table(profile, runs.table.columns, runs.members.tolist(), max_points)
+    if made is None:
+        return None
+    reports: list[SectionReport] = []
+    for name, error in made.log_error.items():
+        mape, median, sigma = error_figures(error)
+        told = () if reports else coefficient_reports(made.fit)
+        section = made.fit.section if name == "batch" else f"{made.fit.section} ({name})"
+        reports.append(SectionReport(section, made.rows, made.used, mape, median, sigma, told))
+    return made.profile, made.fit, reports
 
 
 # The profile to start from --------------------------------------------------------------------

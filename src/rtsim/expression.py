@@ -1,7 +1,8 @@
 """Conditions on columns, such as `fits and tpot_s < 0.05`: parsed, never run as code.
 
 Names of columns, numbers, texts, comparisons, and / or / not, + - * /. Works on whole arrays.
-Comparisons with a missing number are false.
+Comparisons with a missing number are false. A column of factors, texts such as "2x", is also read
+as the number 2 where it meets numbers.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtsim.errors import SpecError, UnknownName
+from rtsim.specs.changes import factor_in
 
 _ARITHMETIC: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -33,7 +35,7 @@ _COMPARISONS: dict[type[ast.AST], Callable[[Any, Any], Any]] = {
 _LONGEST = 10_000
 _RULES = "may hold columns, numbers, texts, comparisons, and / or / not, + - * /"
 # Paths such as gpu.hbm_bytes_per_s are names of columns, too.
-_TEXT, _NUMBER, _TRUTH = "a text", "a number", "a condition"
+_TEXT, _NUMBER, _TRUTH, _FACTOR = "a text", "a number", "a condition", "a factor"
 
 
 class Condition:
@@ -49,11 +51,14 @@ class Condition:
         known: Collection[str],
         texts: Collection[str] = (),
         other_names: Mapping[str, str] | None = None,
+        factors: Collection[str] = (),
     ) -> None:
-        """known: names of columns; texts: those of them that hold text; other_names: of them."""
+        """known: names of columns; texts: those of them that hold text, factors: of those, the ones
+        that hold factors; other_names: of columns.
+        """
         self.text = text
         self._other_names = other_names or {}
-        self._known, self._texts = known, texts
+        self._known, self._texts, self._factors = known, texts, factors
         self.columns: set[str] = set()
         try:
             if len(text) > _LONGEST:
@@ -86,7 +91,10 @@ class Condition:
             return _NUMBER
         if isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
-            kinds = [self._kind(side) == _TEXT for side in sides]
+            found = [self._kind(side) for side in sides]
+            kinds = [kind == _TEXT for kind in found]
+            if any(kinds):  # a factor beside a text is a text
+                kinds = [kind in (_TEXT, _FACTOR) for kind in found]
             for op in node.ops:
                 if type(op) not in _COMPARISONS:
                     raise self._wrong(_RULES)
@@ -100,6 +108,8 @@ class Condition:
             if name not in self._known:
                 raise UnknownName("column", name, self._known)
             self.columns.add(name)
+            if name in self._factors:
+                return _FACTOR
             return _TEXT if name in self._texts else _NUMBER
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             return _TEXT
@@ -118,7 +128,9 @@ class Condition:
         name = _name(node)
         return name if name is None else self._other_names.get(name, name)
 
-    def _value(self, node: ast.AST, columns: Mapping[str, NDArray[Any]]) -> Any:
+    def _value(
+        self, node: ast.AST, columns: Mapping[str, NDArray[Any]], as_text: bool = False
+    ) -> Any:
         if isinstance(node, ast.BoolOp):
             parts = [_truth(self._value(part, columns)) for part in node.values]
             joined = parts[0]
@@ -138,14 +150,19 @@ class Condition:
             )
         if isinstance(node, ast.Compare):
             result: Any = True
-            left = self._value(node.left, columns)
+            sides = [node.left, *node.comparators]
+            as_text = any(self._kind(side) == _TEXT for side in sides)
+            left = self._value(node.left, columns, as_text)
             for op, side in zip(node.ops, node.comparators, strict=True):
-                right = self._value(side, columns)
+                right = self._value(side, columns, as_text)
                 result = result & _compared(type(op), left, right)
                 left = right
             return result
         name = self._name(node)
-        return columns[name] if name is not None else node.value  # type: ignore[attr-defined]
+        if name is None:
+            return node.value  # type: ignore[attr-defined]
+        column = columns[name]
+        return _numbers(column) if name in self._factors and not as_text else column
 
 
 def _name(node: ast.AST) -> str | None:
@@ -157,6 +174,13 @@ def _name(node: ast.AST) -> str | None:
     if not isinstance(node, ast.Name):
         return None
     return ".".join([node.id, *reversed(parts)])
+
+
+def _numbers(column: NDArray[Any]) -> NDArray[np.float64]:
+    """Factors as numbers; there are few different ones."""
+    known = {text: factor_in(text) for text in set(column.tolist())}
+    numbers = [known[text] for text in column.tolist()]
+    return np.array(numbers, float)  # NaN for None
 
 
 def _truth(value: Any) -> Any:

@@ -53,6 +53,21 @@ class Grid:
         """Systems in all."""
         return math.prod(len(values) for values in self.system_axes.values())
 
+    @cached_property
+    def text_axes(self) -> list[str]:
+        """Axes with a text among their values."""
+        return [
+            n for n, v in self.axes.items() if any(issubclass(k, str) for k in set(map(type, v)))
+        ]
+
+    @cached_property
+    def factor_axes(self) -> list[str]:
+        """Axes of which every value is a factor, such as "2x"."""
+        return [
+            name for name in self.text_axes
+            if all(factor_in(value) is not None for value in self.axes[name])
+        ]  # fmt: skip
+
     def codes(self, rows: Array) -> dict[str, Array]:
         """Which value of each axis the rows with these numbers have, (rows,) each."""
         found = {}
@@ -138,11 +153,13 @@ def _values(name: str, values: Any) -> tuple[Any, ...]:
         raise SpecError(name, f"{len(found)} values", f"must be at most {MOST_VALUES:,} values")
     if name in ("model", "gpu"):
         found = [_specification(name, value) for value in found]
-    for value in found:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name in SIZES and not number:
-            raise SpecError(name, value, "must be a whole number")
-    if len(set(map(str, found))) < len(found):
+    kinds = set(map(type, found))
+    numbers = all(issubclass(kind, int | float) and kind is not bool for kind in kinds)
+    if name in SIZES and not numbers:
+        wrong = next(v for v in found if isinstance(v, bool) or not isinstance(v, int | float))
+        raise SpecError(name, wrong, "must be a whole number")
+    # Numbers that differ are written differently: a million texts would take a second.
+    if len(set(found if numbers else map(str, found))) < len(found):
         seen: set[str] = set()
         twice = next(v for v in found if str(v) in seen or seen.add(str(v)))  # type: ignore[func-returns-value]
         raise SpecError(name, twice, "is in the list twice")

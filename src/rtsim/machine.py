@@ -7,7 +7,6 @@ coefficients stand in one record per operator kind.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +87,7 @@ def fastest_math(gpu: GpuSpec, formats: Formats, *, experts: bool) -> tuple[str,
 
 @dataclass(frozen=True)
 class MachineRows:
-    """The records behind a `step.Machine`: shape () each, (rows,) for gemm and collective."""
+    """The records of a `step.Machine`: shape () each, (rows,) for gemm and collective."""
 
     device: NDArray[np.void]
     gemm: NDArray[np.void]
@@ -105,38 +104,14 @@ class MachineRows:
 
     def interpreted(self) -> step.Machine:
         """For interpreted kernels: plain Python numbers."""
-        row = tables.as_row
-        return step.Machine(
-            row(self.device),
-            tuple(row(r) for r in self.gemm),
-            row(self.prefill),
-            row(self.decode),
-            row(self.memory),
-            tuple(row(r) for r in self.collective),
-            row(self.host),
-            row(self.moe),
-            row(self.mla_prefill),
-            row(self.mla_decode),
-            row(self.scan),
-            row(self.plan),
-        )
+        return step.Machine._make(tables.as_row(self.joined()))
 
-    def compiled(self, kernels: Any) -> Any:
-        """For the compiled kernels: NumPy records."""
-        return kernels.step.Machine(
-            self.device[()],
-            self.gemm,
-            self.prefill[()],
-            self.decode[()],
-            self.memory[()],
-            self.collective,
-            self.host[()],
-            self.moe[()],
-            self.mla_prefill[()],
-            self.mla_decode[()],
-            self.scan[()],
-            self.plan[()],
-        )
+    def joined(self) -> NDArray[np.void]:
+        """For compiled kernels: one MACHINE record, shape ()."""
+        machine = np.zeros((), step.MACHINE)
+        for name in step.Machine._fields:
+            machine[name] = getattr(self, name)
+        return machine
 
 
 def gemm_row(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from rtsim.errors import SpecError
@@ -65,6 +66,7 @@ class Placement:
         )
         return replace(self, parallelism=changed)
 
+    @cached_property
     def weights_bytes(self) -> float:
         """Weights on the fullest GPU."""
         model, p = self.model, self.parallelism
@@ -96,6 +98,7 @@ class Placement:
             mine += mlp.rank_parameters(hidden, p.tp) * formats.weights("mlp").bytes_per_weight
         return mine + group.small_parameters(hidden) * dtype_bytes(formats.dtype)
 
+    @cached_property
     def cache_terms(self) -> list[CacheTerm]:
         """Cache and state of one sequence on the fullest GPU, a term per layer group and mixer."""
         p, kv = self.parallelism, self.formats.kv_dtype
@@ -117,11 +120,12 @@ class Placement:
     def cache_bytes(self, context: float, source: float = 0.0) -> float:
         """Cache and state of one sequence on the fullest GPU. source: tokens of an encoder."""
         total = 0.0
-        for term in self.cache_terms():
+        for term in self.cache_terms:
             kept = source if term.mixer is None else term.mixer.cached_tokens(context)
             total += term.per_entry * kept + term.state_bytes
         return total
 
+    @cached_property
     def activation_elements(self) -> tuple[float, float]:
         """Elements alive at once in a layer, per token; and per token and prompt token."""
         model, p = self.model, self.parallelism
@@ -138,6 +142,7 @@ class Placement:
                 scores = max(scores, 2.0 * heads / p.tp)
         return 2 * model.hidden_size + widest, scores
 
+    @cached_property
     def logit_bytes(self) -> float:
         """Bytes of the logits of one token; 0 without a head."""
         if not self.model.has_head:
@@ -149,10 +154,10 @@ class Placement:
         """The largest set alive at once in the prompt pass."""
         p = self.parallelism
         tokens = -(-n_sequences // p.micro_batches) * -(-input_len // p.cp)
-        fixed, scores = self.activation_elements()
+        fixed, scores = self.activation_elements
         in_layers = tokens * dtype_bytes(self.formats.dtype) * (fixed + scores * input_len)
         logit_rows = tokens if self.traits.logits == "all" else n_sequences
-        return max(in_layers, logit_rows * self.logit_bytes())
+        return max(in_layers, logit_rows * self.logit_bytes)
 
     def reserved_bytes(self) -> float:
         """CUDA context, libraries, and NCCL's buffers where GPUs talk."""
@@ -165,15 +170,11 @@ class Placement:
         source = float(input_len) if self.model.encoder else 0.0
         context = last_context - input_len + 1 if self.model.encoder else last_context
         capacity = float(self.gpu.memory_bytes)
-        result = MemoryUse(
-            weights_bytes=self.weights_bytes(),
-            kv_cache_bytes=self.cache_bytes(context, source) * n_sequences,
-            activation_bytes=self.activation_bytes(n_sequences, input_len),
-            reserved_bytes=self.reserved_bytes(),
-            capacity_bytes=capacity,
-            fits=False,
-        )
-        return replace(result, fits=result.used_bytes <= capacity)
+        weights, reserved = self.weights_bytes, self.reserved_bytes()
+        cache = self.cache_bytes(context, source) * n_sequences
+        activations = self.activation_bytes(n_sequences, input_len)
+        fits = weights + cache + activations + reserved <= capacity
+        return MemoryUse(weights, cache, activations, reserved, capacity, fits)
 
     def smallest_fitting_tp(
         self, n_sequences: int, input_len: int, last_context: int, pp: int

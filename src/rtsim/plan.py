@@ -298,7 +298,10 @@ def _axes(arch: Any, gpu: Any, batch_size: Any, space: Mapping[str, Any]) -> dic
     if len(axes["model"]) > 1:
         raise SpecError("arch", str(arch), "must be one model")
     for name in ("batch_size", *DEGREES):
-        for value in axes.get(name, ()):
+        values = axes.get(name, ())
+        if set(map(type, values)) == {int} and min(values) >= 1:
+            continue  # the usual case, quickly: there may be millions
+        for value in values:
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or value != int(value) or value < 1:
                 raise SpecError(name, value, "must be a whole number above zero")

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import rtsim_kernels
 from numpy.typing import NDArray
 from rtsim_kernels import generation as interpreted_generation
 from rtsim_kernels import mla, tables
-from rtsim_kernels import step as interpreted_step
 
+from rtsim.answer import Answer, Evaluation
 from rtsim.catalog import load_gpu, load_model
 from rtsim.device_facts import core_count
 from rtsim.errors import RtsimError, SpecError
@@ -35,22 +35,11 @@ from rtsim.machine import (
     mla_prefill_row,
     plan_facts,
 )
-from rtsim.memory import Placement, memory_use
+from rtsim.memory import Placement
 from rtsim.operators import OperatorTable, lower
 from rtsim.prediction import (
-    Bound,
-    Cost,
-    GpuSummary,
-    Interval,
-    Intervals,
-    MemoryUse,
-    ModelSummary,
-    OperatorTime,
-    ParallelismSummary,
-    Phase,
     Prediction,
     WhatIf,
-    WorkloadSummary,
 )
 from rtsim.profile import GROUPS, Profile, interval_half_width, load_profile
 from rtsim.profile_choice import choose_profile
@@ -77,16 +66,6 @@ class Times(NamedTuple):
     ttft_s: float
     tpot_s: float
     e2e_latency_s: float
-
-
-@dataclass(frozen=True)
-class _Evaluation:
-    """One run of the kernels; the arrays have shape (operators, 2), see `step_s`."""
-
-    ttft_s: float
-    decode_s: float
-    prefill_times: Array
-    decode_times: Array
 
 
 class System:
@@ -167,50 +146,51 @@ class System:
             gpu, self.formats, experts=model.n_experts > 0
         )
         self.notes = tuple(dict.fromkeys(notes))
+        self.placement = Placement(model, gpu, self.parallelism, self.profile.traits, self.formats)
         self._interpreted: tuple[Any, Any, Any] | None = None
         self._compiled: tuple[ModuleType, Any] | None = None
-        self._scratch = [np.zeros((len(self.table.rows), 2)) for _ in range(3)]
 
     # Timing ----------------------------------------------------------------------------------
 
     def times(self, batch_size: int, input_len: int, output_len: int) -> Times:
-        """The bare times of one workload through the compiled kernels; sizes are not checked.
-
-        Not for several threads at once (scratch arrays are kept); a system per thread is.
-        """
-        kernels, machine = self.compiled_form()
-        prefill_s, decode_s = kernels.generation.generation_s(
-            float(-(-batch_size // self.parallelism.sequence_groups)), float(input_len),
-            float(output_len),
-            self.table.rows, self.table.segments, machine, *self._scratch,
-        )  # fmt: skip
-        tpot_s = decode_s / (output_len - 1) if output_len > 1 else math.nan
-        return Times(prefill_s, tpot_s, prefill_s + decode_s)
+        """The bare times of one workload through the compiled kernels; sizes are not checked."""
+        n_sequences = -(-batch_size // self.parallelism.sequence_groups)
+        run = self.evaluate(n_sequences, input_len, output_len, True)
+        tpot_s = run.decode_s / (output_len - 1) if output_len > 1 else math.nan
+        return Times(run.ttft_s, tpot_s, run.ttft_s + run.decode_s)
 
     def compiled_form(self) -> tuple[ModuleType, Any]:
-        """The compiled kernels and this system's machine in their form."""
+        """The compiled kernels, and this system's machine in their form: an array of one."""
         if self._compiled is None:
             kernels = rtsim_kernels.compiled()
-            self._compiled = kernels, self.rows.compiled(kernels)
+            self._compiled = kernels, self.rows.joined().reshape(1)
         return self._compiled
 
-    def _evaluate(self, n_sequences: int, input_len: int, output_len: int,
-                  compiled: bool) -> _Evaluation:  # fmt: skip
-        arrays = [np.zeros((len(self.table.rows), 2)) for _ in range(3)]
+    def evaluate(
+        self, n_sequences: int, input_len: int, output_len: int, compiled: bool
+    ) -> Evaluation:
+        """The times of one workload; n_sequences: of the fullest group of GPUs."""
         if compiled:
-            kernels, machine = self.compiled_form()
-            run = kernels.generation.generation_s
+            kernels, machines = self.compiled_form()
+            run = kernels.generation.generation_many
             operators, segments = self.table.rows, self.table.segments
         else:
-            run = interpreted_generation.generation_s
-            operators, segments, machine = self._plain()
-        ttft_s, decode_s = run(
-            float(n_sequences), float(input_len), float(output_len), operators, segments, machine,
-            *arrays,
+            run = interpreted_generation.generation_many
+            operators, segments, machine = self.plain()
+            machines = (machine,)
+        batch, prompt, output = np.array([[n_sequences], [input_len], [output_len]], float)
+        times = np.zeros((3, len(operators), 2))
+        owed_s = np.zeros((1, 2, len(GROUPS)))
+        seconds = np.zeros((1, 2))
+        run(
+            batch, prompt, output, operators, segments, self.table.executions, machines, times,
+            owed_s, seconds,
         )  # fmt: skip
-        return _Evaluation(float(ttft_s), float(decode_s), arrays[0], arrays[1])
+        ttft_s, decode_s = seconds[0].tolist()
+        return Evaluation(ttft_s, decode_s, times[0, :, 0], times[1, :, 0], owed_s[0])
 
-    def _plain(self) -> tuple[Any, Any, Any]:
+    def plain(self) -> tuple[Any, Any, Any]:
+        """Operators, segments and machine as interpreted kernels take them."""
         if self._interpreted is None:
             self._interpreted = (
                 tuple(tables.as_row(row) for row in self.table.rows),
@@ -256,7 +236,7 @@ class System:
 
         Arrays (rows,) of sizes; returns (rows, 2, groups): prefill and decode, `profile.GROUPS`.
         """
-        kernels, machine = self.compiled_form()
+        kernels, machines = self.compiled_form()
         out: Array = np.zeros((len(batch_size), 2, len(GROUPS)))
         kernels.generation.generation_many(
             np.ceil(np.asarray(batch_size, dtype=float) / self.parallelism.sequence_groups),
@@ -265,8 +245,10 @@ class System:
             self.table.rows,
             self.table.segments,
             self.table.executions,
-            machine,
+            machines,
+            np.zeros((3, len(self.table.rows), 2)),
             out,
+            np.zeros((len(batch_size), 2)),
         )
         return out
 
@@ -286,217 +268,29 @@ class System:
         compiled: None uses the compiled kernels if they are loaded already.
         """
         workload = WorkloadSpec(batch_size=batch_size, input_len=input_len, output_len=output_len)
-        notes = [*self.notes, *workload.check_model(self.model)]
-        p = self.parallelism
-        groups = p.sequence_groups
-        n_sequences = -(-batch_size // groups)
-        if batch_size < groups:
-            what = "replicas" if p.attention_dp == 1 else "attention groups"
-            notes.append(
-                f"batch_size = {batch_size} leaves {groups - batch_size} of {groups} {what} idle"
-            )
-        elif batch_size % groups:
-            degrees = f"dp = {p.dp}"
-            degrees += f", attention_dp = {p.attention_dp}" if p.attention_dp > 1 else ""
-            notes.append(f"{batch_size} sequences over {degrees}: the fullest has {n_sequences}")
+        return self.answer(workload, lambda: assumed, compiled)
+
+    def answer(
+        self,
+        workload: WorkloadSpec,
+        assumed: Callable[[], tuple[str, ...]],
+        compiled: bool | None,
+    ) -> Prediction:
+        """The times of a checked workload, and the rest for when it is read."""
+        doubts = workload.check_model(self.model)
+        batch_size, output_len = workload.batch_size, workload.output_len
+        n_sequences = -(-batch_size // self.parallelism.sequence_groups)
         if compiled is None:
             compiled = "rtsim_kernels_compiled" in sys.modules
-        run = self._evaluate(n_sequences, input_len, output_len, compiled)
-        memory = memory_use(
-            Placement(self.model, self.gpu, p, self.profile.traits, self.formats),
-            n_sequences=n_sequences, input_len=input_len, last_context=workload.last_context,
-        )  # fmt: skip
-        if not memory.fits:
-            notes.append(_misfit(self.model, self.gpu, p.tp, memory))
-        breakdown = self._breakdown(run, n_sequences, input_len, output_len)
-        # Every sequence is counted once: replicas with fewer than the fullest do less.
-        flops = {
-            phase: p.tp
-            * p.cp
-            * (batch_size / n_sequences)
-            * sum(row.flops for row in breakdown if row.phase == phase and row.bound != "host")
-            for phase in ("prefill", "decode")
-        }
-        kinds = dict(zip(self.table.names, self.table.rows["kind"], strict=True))
-        # Weights pass in every replica that has work, so the fullest stands for the busy ones.
-        hbm_bytes = (
-            p.tp
-            * p.cp
-            * min(groups, batch_size)
-            * sum(row.bytes for row in breakdown if kinds.get(row.operator) != tables.COLLECTIVE)
-        )
+        run = self.evaluate(n_sequences, workload.input_len, output_len, compiled)
         e2e_s = run.ttft_s + run.decode_s
-        num_gpus = p.num_gpus
-        gpu_seconds = e2e_s * num_gpus
-        price = self.gpu.price
-        cost = None
-        if price is not None:
-            usd = gpu_seconds / 3600.0 * price.usd_per_hour
-            cost = Cost(
-                usd_per_request=usd / batch_size,
-                usd_per_million_output_tokens=usd / (batch_size * output_len) * 1e6,
-                usd_per_gpu_hour=price.usd_per_hour,
-                source=f"{price.source} ({price.date})",
-            )
-        else:
-            notes.append(f"no price is known for {self.gpu.name}: cost left out")
-        return Prediction(
-            model=ModelSummary(
-                self.model.name, self.model.parameters, self.model.active_parameters
-            ),
-            gpu=GpuSummary(
-                self.gpu.name, self.peak_flops_per_s, self.gpu.hbm_bytes_per_s,
-                float(self.gpu.memory_bytes), self.gpu.power_w, self.peak_dtype,
-            ),
-            stack=self.profile.stack,
-            profile=self.profile.name,
-            num_gpus=num_gpus,
-            parallelism=ParallelismSummary(
-                p.tp, p.pp, p.ep, p.dp, p.cp, p.attention_dp, p.micro_batches
-            ),
-            workload=WorkloadSummary(
-                batch_size, input_len, output_len, self.dtype, self.kv_dtype,
-                self._quantization(),
-            ),
+        return Prediction.of_times(
+            Answer(self, workload, run, doubts, assumed).part,
             ttft_s=run.ttft_s,
             tpot_s=run.decode_s / (output_len - 1) if output_len > 1 else None,
             e2e_latency_s=e2e_s,
             output_throughput=batch_size * output_len / e2e_s,
-            prefill_flops=flops["prefill"],
-            decode_flops=flops["decode"],
-            mfu=sum(flops.values()) / (gpu_seconds * self.peak_flops_per_s),
-            mbu=hbm_bytes / (gpu_seconds * self.gpu.hbm_bytes_per_s),
-            memory=memory,
-            cost=cost,
-            energy_j=None if self.gpu.power_w is None else gpu_seconds * self.gpu.power_w,
-            interval_90=self._intervals(run, batch_size, output_len),
-            breakdown=breakdown,
-            sources=self._sources(),
-            notes=tuple(dict.fromkeys(notes)),
-            assumed=assumed,
-        )  # fmt: skip
-
-    def _owed(self, seconds: float, times: Array, host_group: int) -> Array:
-        out = np.zeros(len(GROUPS))
-        interpreted_generation.owed(
-            seconds, times, self._plain()[0], self.table.executions, host_group, out
         )
-        return out
-
-    def _intervals(self, run: _Evaluation, batch_size: int, output_len: int) -> Intervals:
-        host_groups = interpreted_generation.GROUP_PROMPT_HOST, interpreted_generation.GROUP_HOST
-        prefill = self._owed(run.ttft_s, run.prefill_times, host_groups[0])
-        decode = self._owed(run.decode_s, run.decode_times, host_groups[1])
-
-        def around(owed: Array, per: float) -> Interval:
-            seconds = float(owed.sum()) / per
-            factor = math.exp(float(self.interval_frac(owed, batch_size)))
-            return Interval(seconds / factor, seconds * factor)
-
-        return Intervals(
-            ttft_s=around(prefill, 1.0),
-            tpot_s=around(decode, output_len - 1.0) if output_len > 1 else None,
-            e2e_latency_s=around(prefill + decode, 1.0),
-        )
-
-    def _quantization(self) -> str | None:
-        """The weights' formats in a word or two; None where they are in the dtype."""
-        formats = self.formats
-        parts = {"attention": formats.attention, "mlp": formats.mlp}
-        if self.model.n_experts:
-            parts["experts"] = formats.experts
-        if len(set(parts.values())) == 1:
-            return None if formats.mlp == "none" else formats.mlp
-        return ", ".join(f"{part} {form}" for part, form in parts.items() if form != "none")
-
-    def _breakdown(self, run: _Evaluation, n_sequences: int, input_len: int,
-                   output_len: int) -> tuple[OperatorTime, ...]:  # fmt: skip
-        operators, segments, machine = self._plain()
-        plan = machine.plan
-        together = float(-(-n_sequences // int(plan.micro_batches)))
-        repeated = n_sequences / together  # micro-batches, for counts of work
-        source = float(input_len) if plan.model_kind != tables.DECODER else 0.0
-        steps = output_len - 1
-        before = 1 if plan.model_kind == tables.ENCODER_DECODER else input_len
-        encoder = {i for s in segments if s.is_encoder for i in range(s.first, s.last)}
-        phases: list[tuple[Phase, float, Array, int]]
-        phases = [("prefill", run.ttft_s, run.prefill_times, 1)]
-        if steps:
-            phases.append(("decode", run.decode_s, run.decode_times, steps))
-        rows: list[OperatorTime] = []
-        for phase, total_s, times, repeats in phases:
-            busy_s = 0.0
-            for i, operator in enumerate(operators):
-                executions = float(self.table.executions[i])
-                new_tokens, context = self._step_sizes(
-                    phase, operator, i in encoder, input_len, before, steps
-                )
-                if not interpreted_step.runs(operator, new_tokens) or times[i, 0] == 0.0:
-                    continue
-                sizes = (operator, together, new_tokens, context, source, machine)
-                flops, moved = interpreted_step.operator_work(*sizes)
-                _, bound = interpreted_step.operator_s(*sizes)
-                seconds = float(times[i, 0]) * executions
-                busy_s += seconds
-                count = round(executions * repeats)
-                name = cast(Bound, tables.BOUND_NAMES[bound])
-                work = count * repeated
-                rows.append(
-                    OperatorTime(
-                        self.table.names[i], phase, count, seconds, name, flops * work,
-                        moved * work,
-                    )
-                )  # fmt: skip
-            waiting_s = max(0.0, total_s - busy_s)
-            rows.append(
-                OperatorTime("GPU waits for host", phase, repeats, waiting_s, "host", 0.0, 0.0)
-            )
-        return tuple(rows)
-
-    def _step_sizes(self, phase: Phase, operator: Any, encodes: bool, input_len: int, before: int,
-                    steps: int) -> tuple[float, float]:  # fmt: skip
-        """(new tokens, context) of the step that stands for a phase.
-
-        Decode: the mean of the contexts before + 1 ... before + steps, seen through a window.
-        """
-        ranks = self.parallelism.cp
-        if phase == "decode":
-            context = before + (steps + 1) / 2
-            if operator.window and not operator.compression:
-                context = _mean_window(before, steps, operator.window)
-            return 1.0, max(1.0, context / ranks)
-        if self.model.encoder and not encodes:
-            return 1.0, 1.0
-        own = float(-(-input_len // ranks))
-        return own, float(input_len) if ranks == 1 else 0.5 * (input_len + own)
-
-    def _sources(self) -> tuple[str, ...]:
-        found = [f"profile {self.profile.name}: {self.profile.provenance.get('source', 'own')}"]
-        for what, spec in (("GPU", self.gpu), ("model", self.model)):
-            origin = spec.provenance
-            if origin is not None:
-                found.append(f"{what} {spec.name}: {origin.source} ({origin.date})")
-        return tuple(found)
-
-
-def _mean_window(input_len: int, steps: int, window: float) -> float:
-    """Mean of min(context, window) over the contexts input_len + 1 .. input_len + steps."""
-    rising = min(steps, max(0, math.ceil(window) - 1 - input_len))  # contexts below the window
-    total = rising * (input_len + (rising + 1) / 2) + (steps - rising) * window
-    return total / steps
-
-
-def _misfit(model: ModelSpec, gpu: GpuSpec, tp: int, memory: MemoryUse) -> str:
-    if memory.smallest_fitting_tp is not None:
-        advice = f"the smallest tensor parallelism that fits is --tp {memory.smallest_fitting_tp}"
-    elif memory.min_gpus is not None:
-        advice = (
-            f"no tensor parallelism within a node fits; the fewest GPUs that do, with --pp, are "
-            f"{memory.min_gpus}"
-        )
-    else:
-        advice = "no split over GPUs fits: try a narrower --quantization or a smaller batch"
-    return f"does not fit: {model.name} at tp = {tp} is too large for {gpu.name}; {advice}"
 
 
 def system(
@@ -671,32 +465,30 @@ def predict(
         output_len = 1
     asked = {"batch_size": batch_size, "input_len": input_len, "output_len": output_len}
     workload = WorkloadSpec.from_mapping({k: v for k, v in asked.items() if v is not None})
-    assumed: list[str] = []
-    if stack is None and profile is None:
-        evidence = "best evidence for this GPU" if chosen.profile.gpu == chosen.gpu.name else (
-            "nearest GPU with measurements"
-        )  # fmt: skip
-        if chosen.traits.attention == "unfused":
-            evidence += "; eager, attention unfused: --stack vllm is a serving stack"
-        assumed.append(f"stack = {chosen.profile.stack} ({evidence})")
-    if all(degree is None for degree in (tp, pp, dp, num_gpus)):
-        assumed.append("tp = 1 (one GPU)")
-    elif num_gpus is not None and tp is None:
-        assumed.append(f"tp = {chosen.parallelism.tp} (the rest of num_gpus)")
-    assumed += [
-        f"{name} = {getattr(workload, name)} (default)"
-        for name, value in asked.items()
-        if value is None
-    ]
-    if dtype is None:
-        assumed.append(f"dtype = {chosen.dtype} (the model's own)")
-    return chosen.predict(
-        workload.batch_size,
-        workload.input_len,
-        workload.output_len,
-        assumed=tuple(assumed),
-        compiled=compiled,
-    )
+
+    def assumed() -> tuple[str, ...]:
+        found: list[str] = []
+        if stack is None and profile is None:
+            evidence = "nearest GPU with measurements"
+            if chosen.profile.gpu == chosen.gpu.name:
+                evidence = "best evidence for this GPU"
+            if chosen.traits.attention == "unfused":
+                evidence += "; eager, attention unfused: --stack vllm is a serving stack"
+            found.append(f"stack = {chosen.profile.stack} ({evidence})")
+        if all(degree is None for degree in (tp, pp, dp, num_gpus)):
+            found.append("tp = 1 (one GPU)")
+        elif num_gpus is not None and tp is None:
+            found.append(f"tp = {chosen.parallelism.tp} (the rest of num_gpus)")
+        found += [
+            f"{name} = {getattr(workload, name)} (default)"
+            for name, value in asked.items()
+            if value is None
+        ]
+        if dtype is None:
+            found.append(f"dtype = {chosen.dtype} (the model's own)")
+        return tuple(found)
+
+    return chosen.answer(workload, assumed, compiled)
 
 
 def _predict_what_if(

@@ -6,9 +6,9 @@ contention (Narayanan et al., NeurIPS 2023, section 3).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 Phase = Literal["prefill", "decode"]
 Bound = Literal["compute", "memory", "latency", "interconnect", "host"]
@@ -152,13 +152,13 @@ class WhatIf:
     before: Prediction | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Prediction:
     """How long one request (a batch of equal sequences) takes, what it costs, and why.
 
     `tpot_s` = (e2e_latency_s - ttft_s) / (output_len - 1), None when one token is generated.
     `mfu` and `mbu` are fractions of the peak FLOP rate and HBM bandwidth of all GPUs, averaged
-    over the request.
+    over the request. Fields beside the times may be worked out when they are first read.
     """
 
     model: ModelSummary
@@ -181,10 +181,29 @@ class Prediction:
     energy_j: float | None  # of all GPUs; None: no power is known for this GPU
     interval_90: Intervals
     breakdown: tuple[OperatorTime, ...]
-    sources: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-    assumed: tuple[str, ...] = ()  # choices that the user left open, as "name = value (why)"
-    what_if: WhatIf | None = None  # of a changed system only
+    # Factories rather than values, which would be found before `__getattr__` is asked.
+    sources: tuple[str, ...] = field(default_factory=tuple)
+    notes: tuple[str, ...] = field(default_factory=tuple)
+    # Choices that the user left open, as "name = value (why)".
+    assumed: tuple[str, ...] = field(default_factory=tuple)
+    what_if: WhatIf | None = field(default_factory=lambda: None)  # of a changed system only
+
+    @classmethod
+    def of_times(cls, part: Callable[[str], Any], **times: float | None) -> Prediction:
+        """A prediction whose fields beside `times` are `part` of their name, when first read."""
+        made = cls.__new__(cls)
+        made.__dict__.update(times, _part=part)
+        return made
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self.__dataclass_fields__ or "_part" not in self.__dict__:
+            raise AttributeError(f"a Prediction has no {name}")
+        value = self.__dict__[name] = self.__dict__["_part"](name)
+        return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All fields, for copies and pickles."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 def operator_changes(

@@ -41,6 +41,8 @@ _COMPARED = (
 )
 _GROUPINGS_SHOWN = ("gpu", "stack", "model", "dtype", "regime")
 
+PLAIN_WIDTH = 80  # of text for a file or a pipe
+
 
 def prediction_to_json(p: Prediction) -> dict[str, Any]:
     """The prediction as the JSON object of the `predict` contract."""
@@ -550,6 +552,36 @@ def facts_view(title: str, facts: Mapping[str, str]) -> RenderableType:
     return Group(_heading(title), _two_columns([(name, text) for name, text in facts.items()]))
 
 
+def page(
+    title: str,
+    subtitle: str,
+    figures: Sequence[tuple[str, str, str]],
+    tables: Sequence[
+        tuple[Sequence[tuple[str, Literal["left", "right"]]], Sequence[Sequence[str]]]
+    ],
+    lists: Sequence[tuple[str, Sequence[str]]],
+) -> RenderableType:
+    """A result for a console: headline, (label, value, remark) figures, tables, then lists.
+
+    tables: columns as (heading, alignment) with rows of texts. lists: heading and lines each; one
+    without lines is left out.
+    """
+    from rich.console import Group
+    from rich.padding import Padding
+
+    parts: list[RenderableType] = [_heading(title), _plain(subtitle), "", _two_columns(figures)]
+    for columns, rows in tables:
+        table = _table(*columns)
+        for row in rows:
+            table.add_row(*(_plain(cell) for cell in row))
+        parts += ["", table]
+    for heading, lines in lists:
+        if lines:
+            indented = (Padding(_plain(line), (0, 0, 0, 2)) for line in lines)
+            parts += ["", _heading(heading), *indented]
+    return Group(*parts)
+
+
 def write(view: RenderableType) -> None:
     """Print to standard output: colours and its own width on a terminal, else plain text."""
     from rich.console import Console
@@ -561,12 +593,20 @@ def write(view: RenderableType) -> None:
         console.file.write(to_text(view))
 
 
+def console_width() -> int:
+    """Columns that `write` has."""
+    from rich.console import Console
+
+    console = Console()
+    return console.width if console.is_terminal else PLAIN_WIDTH
+
+
 def to_text(view: RenderableType) -> str:
-    """The view as plain text, 80 columns wide, for a file or a pipe."""
+    """The view as plain text, PLAIN_WIDTH columns wide, for a file or a pipe."""
     from rich.console import Console
 
     buffer = io.StringIO()
-    Console(file=buffer, highlight=False, width=80, color_system=None).print(view)
+    Console(file=buffer, highlight=False, width=PLAIN_WIDTH, color_system=None).print(view)
     return "".join(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
 
 

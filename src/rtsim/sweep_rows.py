@@ -55,11 +55,12 @@ class Request:
         """The parsed `where`."""
         if self.where is None:
             return None
-        return Condition(self.where, self.columns, (*self._texts, "error"), OTHER_NAMES)
+        texts = (*self._texts, "error")
+        return Condition(self.where, self.columns, texts, OTHER_NAMES, self.grid.factor_axes)
 
     @property
     def _texts(self) -> list[str]:
-        return [n for n, v in self.grid.axes.items() if any(isinstance(x, str) for x in v)]
+        return self.grid.text_axes
 
     def selection(self) -> Selection:
         """The parsed `sort`, `top` and `pareto`."""

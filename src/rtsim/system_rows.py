@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import bulk, row_figures
+from rtsim_kernels import bulk_rows, row_figures, step, tables
 
 from rtsim import units
 from rtsim.catalog import gpu_names, load_gpu, load_model
@@ -48,20 +48,17 @@ PATCHED = {
     "link.bytes_per_s": ("collective", "link_bytes_per_s"),
     "network.bytes_per_s": ("collective", "network_bytes_per_s"),
 }
-_MACHINE_FIELDS = bulk.Machines._fields
 _PROBE_FACTOR = 3.0  # any other figure: rows made with it must equal patched ones
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A System as rows. `row` lacks its places in the joined tables."""
+    """A System as rows. `row` lacks its places in the joined tables; `machine`: a MACHINE row."""
 
     made: System
     row: Array
+    machine: Array
     caches: Array
-    seen: Array
-    beyond: Array
-    transfer: Array
 
 
 def base_of(made: System) -> Base:
@@ -70,7 +67,7 @@ def base_of(made: System) -> Base:
     placement = Placement(model, gpu, p, made.traits, made.formats)
     shape = (model.n_layers, model.hidden_size, model.typical_heads, p.tp)
     batches = [math.log(n) for n in profile.fitted_batches] or [math.nan, math.nan]
-    layer_elements, score_elements = placement.activation_elements()
+    layer_elements, score_elements = placement.activation_elements
     facts = {
         "groups": p.sequence_groups,
         "rank_gpus": p.tp * p.cp,
@@ -83,13 +80,13 @@ def base_of(made: System) -> Base:
         "log_least_batch": batches[0],
         "log_most_batch": batches[1],
         "sigma_row": profile.sigma_row,
-        "weights_bytes": placement.weights_bytes(),
+        "weights_bytes": placement.weights_bytes,
         "reserved_bytes": placement.reserved_bytes(),
         "capacity_bytes": gpu.memory_bytes,
         "layer_elements": layer_elements,
         "score_elements": score_elements,
         "element_bytes": dtype_bytes(made.formats.dtype),
-        "head_bytes": placement.logit_bytes(),
+        "head_bytes": placement.logit_bytes,
         "all_logits": profile.traits.logits == "all",
     }
     row = np.zeros((), row_figures.SYSTEM)
@@ -97,11 +94,11 @@ def base_of(made: System) -> Base:
         row[name] = value
     seen = np.array([profile.sigma_seen[group] for group in GROUPS]) ** 2
     unseen = np.array([profile.sigma_unseen[group] for group in GROUPS]) ** 2
-    transfer = np.zeros(len(GROUPS))
+    row["seen"] = seen
+    row["beyond"] = np.maximum(0.0, unseen - seen)
     if gpu.name != profile.gpu or gpu.what_if:
-        transfer = np.array([profile.transfer_sigma[group] for group in GROUPS]) ** 2
-    beyond = np.maximum(0.0, unseen - seen)
-    return Base(made, row, _cache_rows(placement), seen, beyond, transfer)
+        row["transfer"] = np.array([profile.transfer_sigma[group] for group in GROUPS]) ** 2
+    return Base(made, row, made.rows.joined(), _cache_rows(placement))
 
 
 _MANY_TOKENS = 2.0**40  # more than any window
@@ -109,8 +106,8 @@ _MANY_TOKENS = 2.0**40  # more than any window
 
 def _cache_rows(placement: Placement) -> Array:
     """`Placement.cache_terms` as CACHE rows: min(n, window) + rate n tokens are kept."""
-    rows = np.zeros(len(placement.cache_terms()), row_figures.CACHE)
-    for row, term in zip(rows, placement.cache_terms(), strict=True):
+    rows = np.zeros(len(placement.cache_terms), row_figures.CACHE)
+    for row, term in zip(rows, placement.cache_terms, strict=True):
         window, rate = math.inf, 0.0
         if term.mixer is not None:
             compression = getattr(term.mixer, "compression", 0)
@@ -128,16 +125,15 @@ _MOST_TABLES = 1024
 
 
 def _of_table(table: OperatorTable) -> tuple[Array, Array]:
-    """(dependence, same) of an operator table, see `bulk.Tables`."""
-    import rtsim_kernels
-
+    """(dependence, same) of an operator table, see `bulk_rows.Tables`."""
     found = _known_tables.get(id(table))
     if found is None:
         rows = table.rows.copy()
         rows["launches"] = 0.0
         firsts: dict[bytes, int] = {}
         same = np.array([firsts.setdefault(r.tobytes(), i) for i, r in enumerate(rows)], np.int64)
-        found = table, rtsim_kernels.compiled().bulk.dependences(table.rows), same
+        kinds = [bulk_rows.dependence(tables.as_row(row)) for row in table.rows]
+        found = table, np.array(kinds), same
         if len(_known_tables) >= _MOST_TABLES:
             _known_tables.clear()
         _known_tables[id(table)] = found
@@ -149,9 +145,8 @@ class Packed:
     """Systems ready for `bulk.predict_rows`; `errors` is "" or why a system cannot be."""
 
     systems: Array
-    machines: dict[str, Array]
+    machines: Array
     tables: dict[str, Array]
-    scatter: dict[str, Array]
     errors: list[str]
     bases: list[Base | None]
 
@@ -272,15 +267,13 @@ class Systems:
                 patches[path][0].append(i)
                 patches[path][1].append(figure)
         if not distinct:
-            return Packed(np.zeros(len(systems), row_figures.SYSTEM), {}, {}, {}, errors, bases)
-        tables, rows = _joined(distinct)
+            none = np.zeros(0, step.MACHINE)
+            return Packed(np.zeros(len(systems), row_figures.SYSTEM), none, {}, errors, bases)
+        joined, rows = _joined(distinct)
         made = rows[which]
         made["machine"] = np.arange(len(systems))
         made["machine"][which < 0] = -1
-        machines = {
-            field: stacked([getattr(base.made.rows, field) for base in distinct])[which]
-            for field in _MACHINE_FIELDS
-        }
+        machines = stacked([base.machine for base in distinct])[which]
         for path, (indices, values) in patches.items():
             if indices:
                 field, name = PATCHED[path]
@@ -289,11 +282,7 @@ class Systems:
                 patched = rows_of[name]
                 shape = (-1,) + (1,) * (patched.ndim - 1)
                 patched[indices] = figures_of.reshape(shape)
-        scatter = {
-            field: stacked([getattr(base, field) for base in distinct])[which]
-            for field in bulk.Scatter._fields
-        }
-        return Packed(made, machines, tables, scatter, errors, bases)
+        return Packed(made, machines, joined, errors, bases)
 
 
 _MOST_BASES = 20_000
@@ -371,9 +360,9 @@ def _equal(
 
 
 def _joined(bases: Sequence[Base]) -> tuple[dict[str, Array], Array]:
-    """The tables of some bases joined (`bulk.Tables`), and their rows with places in them."""
+    """The tables of some bases joined (`bulk_rows.Tables`), and their rows with places in them."""
     places: dict[int, tuple[int, int, int, int]] = {}
-    parts: dict[str, list[Array]] = {field: [] for field in bulk.Tables._fields}
+    parts: dict[str, list[Array]] = {field: [] for field in bulk_rows.Tables._fields}
     rows = stacked([base.row for base in bases])
     n_operators = n_segments = n_caches = 0
     for row, base in zip(rows, bases, strict=True):

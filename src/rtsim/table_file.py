@@ -83,6 +83,39 @@ def _cells(column: Array) -> list[Any]:
 
 
 def _write_csv(file: BinaryIO, columns: list[str], blocks: Iterable[Block]) -> None:
+    """By pyarrow where it is installed, several times as fast; the same values either way."""
+    try:
+        _write_csv_by_arrow(file, columns, blocks, _pyarrow())
+    except NotSupported:
+        _write_csv_by_row(file, columns, blocks)
+
+
+def _write_csv_by_arrow(
+    file: BinaryIO, columns: list[str], blocks: Iterable[Block], arrow: Any
+) -> None:
+    import pyarrow.csv
+
+    file.write((",".join(columns) + "\n").encode())
+    options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed")
+    for block in blocks:
+        arrays = [_csv_array(block[name], arrow) for name in columns]
+        if len(block[columns[0]]):
+            pyarrow.csv.write_csv(
+                arrow.Table.from_arrays(arrays, names=columns), file, options
+            )
+
+
+def _csv_array(column: Array, arrow: Any) -> Any:
+    if column.dtype == object:
+        found = coded(column, len(column))
+        texts = arrow.array([value or None for value in found.values], arrow.string())
+        return texts.take(arrow.array(found.codes))
+    if column.dtype == np.bool_:
+        return arrow.array(np.where(column, "True", "False"))
+    return _arrow_array(column, arrow.from_numpy_dtype(column.dtype), arrow)
+
+
+def _write_csv_by_row(file: BinaryIO, columns: list[str], blocks: Iterable[Block]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

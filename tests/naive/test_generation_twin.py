@@ -18,7 +18,7 @@ CASES = [
 
 def by_steps(made, batch: int, prompt: int, output: int) -> float:
     """Every decode step timed by itself: slow and obvious."""
-    operators, segments, machine = made._plain()
+    operators, segments, machine = made.plain()
     times = np.zeros((len(operators), 2))
     return sum(
         step.step_s(
@@ -26,9 +26,9 @@ def by_steps(made, batch: int, prompt: int, output: int) -> float:
             1.0,
             float(context),
             0.0,
-            False,
-            False,
-            False,
+            0.0,
+            0.0,
+            0.0,
             operators,
             segments,
             machine,
@@ -42,14 +42,14 @@ def by_steps(made, batch: int, prompt: int, output: int) -> float:
 @pytest.mark.parametrize(("batch", "prompt", "output"), [(1, 1, 9), (1, 500, 40), (16, 1000, 30)])
 def test_grid_integral_is_the_sum_of_the_steps(arch, gpu, split, batch, prompt, output):
     made = system(arch, gpu, **split)
-    quick = made._evaluate(batch, prompt, output, compiled=False).decode_s
+    quick = made.evaluate(batch, prompt, output, compiled=False).decode_s
     assert quick == pytest.approx(by_steps(made, batch, prompt, output), rel=5e-3)
 
 
 def test_grid_is_exact_for_short_contexts():
     """Below eight tokens every context is a grid point."""
     made = system("gpt3-125m", "a100")
-    quick = made._evaluate(1, 1, 7, compiled=False).decode_s
+    quick = made.evaluate(1, 1, 7, compiled=False).decode_s
     assert quick == pytest.approx(by_steps(made, 1, 1, 7), rel=1e-12)
 
 
@@ -66,7 +66,7 @@ def test_generations_add_up():
     made = system("llama-2-7b", "a100")
 
     def decode(first: int, steps: int) -> float:
-        return made._evaluate(1, first, steps + 1, compiled=False).decode_s
+        return made.evaluate(1, first, steps + 1, compiled=False).decode_s
 
     assert decode(100, 300) == pytest.approx(decode(100, 130) + decode(230, 170), rel=1e-12)
 
@@ -75,8 +75,8 @@ def test_generations_add_up():
 @pytest.mark.parametrize(("batch", "prompt", "output"), [(1, 512, 64), (7, 33, 200), (64, 2000, 2)])
 def test_interpreted_and_compiled_agree(arch, gpu, split, batch, prompt, output):
     made = system(arch, gpu, **split)
-    plain = made._evaluate(batch, prompt, output, compiled=False)
-    compiled = made._evaluate(batch, prompt, output, compiled=True)
+    plain = made.evaluate(batch, prompt, output, compiled=False)
+    compiled = made.evaluate(batch, prompt, output, compiled=True)
     assert compiled.ttft_s == pytest.approx(plain.ttft_s, rel=1e-12)
     assert compiled.decode_s == pytest.approx(plain.decode_s, rel=1e-12)
     np.testing.assert_allclose(compiled.prefill_times, plain.prefill_times, rtol=1e-12)
@@ -90,7 +90,7 @@ def test_many_workloads_are_the_single_ones():
     batch, prompt, output = (np.array(x, float) for x in ([1, 2, 3], [10, 500, 77], [1, 2, 100]))
     owed = made.runtimes(batch, prompt, output)
     for i in range(3):
-        single = made._evaluate(int(batch[i]), int(prompt[i]), int(output[i]), compiled=False)
+        single = made.evaluate(int(batch[i]), int(prompt[i]), int(output[i]), compiled=False)
         assert owed[i, 0].sum() == pytest.approx(single.ttft_s, rel=1e-12)
         assert owed[i, 1].sum() == pytest.approx(single.decode_s, rel=1e-12, abs=1e-15)
 

@@ -553,7 +553,7 @@ def test_steps_add_up_where_the_cache_decides(prompt: int, output: int, batch: i
     """
     fused_no_host = profiles()[3]
     made = System(cache_bound(), load_gpu("a100"), profile=fused_no_host)
-    kernels, machine = made.compiled_form()
+    kernels, machines = made.compiled_form()
     assert kernels is rtsim_kernels.compiled()
     operators, segments = made.table.rows, made.table.segments
     times = np.zeros((len(operators), 2))
@@ -564,12 +564,12 @@ def test_steps_add_up_where_the_cache_decides(prompt: int, output: int, batch: i
             1.0,
             float(context),
             0.0,
-            False,
-            False,
-            False,
+            0.0,
+            0.0,
+            0.0,
             operators,
             segments,
-            machine,
+            machines[0],
             times,
         )
         for context in range(prompt + 1, prompt + output)

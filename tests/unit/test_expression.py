@@ -14,12 +14,14 @@ COLUMNS = {
     "fits": np.array([True, False, True, True]),
     "gpu": np.array(["x", "y", "x", "x"], object),
     "gpu.hbm": np.array([5.0, 6.0, 7.0, 8.0]),
+    "link.rate": np.array(["0.5x", "1x", "2x", "10x"], object),
 }
-TEXTS = ("gpu",)
+TEXTS = ("gpu", "link.rate")
+FACTORS = ("link.rate",)
 
 
 def rows(text: str) -> list[int]:
-    condition = Condition(text, COLUMNS, TEXTS)
+    condition = Condition(text, COLUMNS, TEXTS, factors=FACTORS)
     assert condition.columns <= set(COLUMNS)
     return np.flatnonzero(condition(COLUMNS, 4)).tolist()
 
@@ -41,6 +43,9 @@ def rows(text: str) -> list[int]:
         ("-a < -1.5", [1, 3]),
         ("(a + b) / 0 > 0", [0, 1, 3]),
         ("True", [0, 1, 2, 3]),
+        ("link.rate >= 2", [2, 3]),  # numbers: as texts 10x would come before 2x
+        ("link.rate == '2x' or link.rate * 2 == 1", [0, 2]),
+        ("0.5 < link.rate < b", [1]),
     ],
 )
 def test_conditions(text: str, expected: list[int]) -> None:

@@ -144,6 +144,22 @@ def test_other_users_of_numba_keep_their_cache(tmp_path: Path) -> None:
     assert run(code, PACKAGE.parent, tmp_path / "cache") == ["theirs"]
 
 
+SAID = """
+import logging, sys, rtsim_kernels
+logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stdout)
+kernels = rtsim_kernels.compiled()
+print("loaded")
+kernels.generation.grid_above(9.0)
+kernels.gemm.miss_frac(2.0)
+"""
+
+
+def test_the_first_compile_is_logged_once(package: Path, tmp_path: Path) -> None:
+    said = " ".join(run(SAID, package, tmp_path / "cache"))
+    assert said == "loaded rtsim_kernels: compiling kernels for this machine, once: about 10 s"
+    assert run(SAID, package, tmp_path / "cache") == ["loaded"]  # from the cache: nothing to say
+
+
 def test_interpreted_kernels_are_plain_functions() -> None:
     from rtsim_kernels import generation
 

@@ -35,9 +35,8 @@ def run(kernels: Any, found: Any, form: Any, sizes: Any) -> tuple[Any, Any]:
     errors = np.zeros(out.shape[1], np.int64)
     kernels.predict_rows(
         form(found.systems),
-        kernels.Machines(**{name: form(rows) for name, rows in found.machines.items()}),
+        form(found.machines),
         kernels.Tables(**{name: form(rows) for name, rows in found.tables.items()}),
-        kernels.Scatter(**found.scatter),
         first_rows, *(np.ascontiguousarray(s) for s in (batch, prompt, output)),
         np.arange(out.shape[1]), out, errors,
     )  # fmt: skip
@@ -48,8 +47,6 @@ def as_rows(rows: Any) -> Any:
     """Records as the NamedTuples that interpreted kernels take."""
     if rows.dtype.names is None:
         return rows
-    if rows.ndim > 1:
-        return tuple(as_rows(row) for row in rows)
     return tuple(tables.as_row(row) for row in rows)
 
 

@@ -149,8 +149,11 @@ def test_many_is_one_after_the_other() -> None:
     copies = np.full(len(SIZES), 5.5)
     g, d = row(), DEVICE
     expected = [gemm.gemm_s(*size, 5.5, tables.as_row(g), tables.as_row(d))[0] for size in SIZES]
-    got = compiled().gemm.gemm_many(m, n, k, batch, copies, g[()], d[()])
-    np.testing.assert_allclose(got, expected, rtol=1e-12)
+    other = row(compute_frac=0.5)
+    got = compiled().gemm.gemm_many(m, n, k, batch, copies, np.stack([g, other]), d[()])
+    np.testing.assert_allclose(got[0], expected, rtol=1e-12)
+    again = [gemm.gemm_s(*size, 5.5, tables.as_row(other), tables.as_row(d))[0] for size in SIZES]
+    np.testing.assert_allclose(got[1], again, rtol=1e-12)
 
 
 @pytest.mark.parametrize("ratio", [1.01, 1.2, 1.5, 2.0, 4.0, 20.0])

@@ -64,7 +64,7 @@ def run(
     times = np.full((len(operators), 2), np.nan)
     made = machine(**host)
     total_s = step.step_s(
-        1.0, tokens, tokens, 0.0, prefill, False, False, operators, parts, made, times
+        1.0, tokens, tokens, 0.0, float(prefill), 0.0, 0.0, operators, parts, made, times
     )
     return total_s, times
 
@@ -193,9 +193,9 @@ def test_reuse_times_only_what_the_context_changes() -> None:
     scores = operator(kind=tables.SCORES, n_heads=8.0, head_dim=64.0, launches=1.0, row=2)
     operators, parts, made = [product(), scores], segments((0, 2, 1, 1)), machine()
     times = np.zeros((2, 2))
-    step.step_s(4.0, 1.0, 100.0, 0.0, False, False, False, operators, parts, made, times)
+    step.step_s(4.0, 1.0, 100.0, 0.0, 0.0, 0.0, 0.0, operators, parts, made, times)
     first = times[:, 0].copy()
     times[0, 0] = 123.0  # a mark: must be kept
-    step.step_s(4.0, 1.0, 10000.0, 0.0, False, False, True, operators, parts, made, times)
+    step.step_s(4.0, 1.0, 10000.0, 0.0, 0.0, 0.0, 1.0, operators, parts, made, times)
     assert times[0, 0] == 123.0
     assert times[1, 0] > first[1]

@@ -48,6 +48,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
+        _say_what_takes_long()
         module = importlib.import_module(f"rtsim.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = module.command
         return command
@@ -65,6 +66,21 @@ class _Commands(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+def _say_what_takes_long() -> None:
+    """Show on standard error what the kernels log: that they compile, on the first use of all."""
+    import logging
+
+    class Echo(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with suppress(OSError):
+                click.echo(record.getMessage(), err=True)
+
+    logger = logging.getLogger("rtsim_kernels")
+    if not logger.handlers:
+        logger.setLevel(logging.INFO)
+        logger.addHandler(Echo())
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:

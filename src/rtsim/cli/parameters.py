@@ -85,6 +85,49 @@ def request_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+_SERVING = (
+    click.option("--concurrency", type=float, metavar="N",
+                 help="Requests in flight on the whole system: serving in its steady state."),
+    click.option("--policy", metavar="NAME",
+                 help="How prompts get into steps: mixed or prefill-first; the stack's own."),
+    click.option("--token-budget", type=count, metavar="N", help="Most tokens of a step."),
+    click.option("--max-sequences", type=count, metavar="N",
+                 help="Most sequences that run at once, per group of GPUs."),
+    click.option("--memory-frac", type=float, metavar="F",
+                 help="Share of a GPU's memory that the engine may use."),
+    click.option("--prefix-hit", type=float, metavar="F",
+                 help="Share of a prompt that is found in the prefix cache."),
+    click.option("--speculative-tokens", type=count, metavar="N",
+                 help="Tokens drafted per step (speculative decoding)."),
+    click.option("--acceptance", type=float, metavar="F",
+                 help="Chance that a drafted token is kept."),
+    click.option("--draft-frac", type=float, metavar="F",
+                 help="Time of drafting a token, as a share of a decode step."),
+    click.option("--prefill-workers", type=count, metavar="N",
+                 help="Replicas that only take prompts (disaggregated serving)."),
+    click.option("--decode-workers", type=count, metavar="N", help="Replicas that only decode."),
+    click.option("--prefill-tp", type=count, metavar="N",
+                 help="Tensor parallelism of the prefill workers; --tp unless given."),
+)  # fmt: skip
+SERVING_NAMES = (
+    *("concurrency", "policy", "token_budget", "max_sequences", "memory_frac", "prefix_hit"),
+    *("speculative_tokens", "acceptance", "draft_frac", "prefill_workers", "decode_workers"),
+    "prefill_tp",
+)
+
+
+def serving_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of serving many requests at once."""
+    for option in reversed(_SERVING):
+        command = option(command)
+    return command
+
+
+def flag(name: str) -> str:
+    """A parameter as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
 set_option = click.option(
     "--set",
     "set",

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ _SHORT = {
     "model": "Model", "gpu": "GPU", "batch_size": "Batch", "input_len": "Prompt",
     "output_len": "Output",
 }  # fmt: skip
+_GAP = 2  # between columns
 
 
 @contextmanager
@@ -78,7 +80,7 @@ def show(result: SweepResult, extra: Iterable[str | None]) -> None:
 
     parts: list[Any] = []
     if result.output is None:
-        parts = [_table(result, extra), ""] if result.n_kept else []
+        parts = _tables(result, extra, report.console_width()) if result.n_kept else []
     parts.append(Text(summary(result)))
     for text, n_rows in result.errors:
         parts.append(Text(f"no prediction for {_rows(n_rows)}: {text}"))
@@ -118,27 +120,69 @@ def _plain(column: NDArray[Any]) -> list[Any]:
     return [None if gone else v for v, gone in zip(column.tolist(), missing, strict=True)]
 
 
-def _table(result: SweepResult, extra: Iterable[str | None]) -> Any:
+@dataclass(frozen=True)
+class _Column:
+    title: str
+    cells: list[str]
+    is_text: bool = False
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (self.title, *self.cells)), default=0)
+
+
+def _tables(result: SweepResult, extra: Iterable[str | None], width: int) -> list[Any]:
+    """The rows as one table, or as several below each other where they are wider than `width`."""
+    blocks = _blocks(_shown(result, extra), width)
+    parts: list[Any] = []
+    for block in blocks:
+        parts += [_table(block), ""]
+    return parts
+
+
+def _shown(result: SweepResult, extra: Iterable[str | None]) -> list[_Column]:
+    asked = {(name or "").removeprefix("max:").partition(":")[0] for name in extra}
+    shown = []
+    for name in (name for name, n_values in result.axes.items() if n_values > 1):
+        is_text = result.columns[name].dtype == object
+        cells = [_cell(value, str if is_text else _figure) for value in result.columns[name]]
+        shown.append(_Column(_SHORT.get(name, name), cells, is_text))
+    for name, (title, write) in {**_COLUMNS, **_ASKED}.items():
+        if name not in _ASKED or name in asked:
+            shown.append(_Column(title, [_cell(value, write) for value in result.columns[name]]))
+    if not result.columns["fits"].all():
+        fits = ["yes" if fits else "no" for fits in result.columns["fits"]]
+        shown.append(_Column("Fits", fits, is_text=True))
+    return shown
+
+
+def _blocks(columns: list[_Column], width: int) -> list[list[_Column]]:
+    """Columns that fit beside each other; the rows of several blocks are numbered."""
+
+    def needed(block: list[_Column]) -> int:
+        return sum(column.width + _GAP for column in block) - _GAP
+
+    if needed(columns) <= width:
+        return [columns]
+    numbers = _Column("#", [str(i + 1) for i in range(len(columns[0].cells))])
+    blocks = [[numbers]]
+    for column in columns:
+        if len(blocks[-1]) > 1 and needed([*blocks[-1], column]) > width:
+            blocks.append([numbers])
+        blocks[-1].append(column)
+    return blocks
+
+
+def _table(columns: list[_Column]) -> Any:
     from rich.table import Table
 
-    asked = {(name or "").removeprefix("max:").partition(":")[0] for name in extra}
-    axes = [name for name, n_values in result.axes.items() if n_values > 1]
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    shown: list[tuple[NDArray[Any], Callable[[Any], str]]] = []
-    for name in axes:
-        texts = result.columns[name].dtype == object
-        table.add_column(_SHORT.get(name, name), justify="left" if texts else "right")
-        shown.append((result.columns[name], str if texts else _figure))
-    for name, (title, write) in {**_COLUMNS, **_ASKED}.items():
-        if name in _ASKED and name not in asked:
-            continue
-        table.add_column(title, justify="right")
-        shown.append((result.columns[name], write))
-    if not result.columns["fits"].all():
-        table.add_column("Fits")
-        shown.append((result.columns["fits"], lambda fits: "yes" if fits else "no"))
-    for i in range(result.n_kept):
-        table.add_row(*(_cell(column[i], write) for column, write in shown))
+    table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
+    for column in columns:  # a single one that is wider than the page goes on below
+        table.add_column(
+            column.title, justify="left" if column.is_text else "right", overflow="fold"
+        )
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*row)
     return table
 
 

@@ -38,7 +38,7 @@ from rtsim_kernels.tables import Coefficient
 from rtsim.device_facts import attention_peak_flops_per_s, device_row
 from rtsim.fit import Fit, centred, fit_coefficients
 from rtsim.fitting.cluster import cluster_rows
-from rtsim.fitting.measured_rows import MeasuredRows, joined
+from rtsim.fitting.measured_rows import MeasuredRows, joined, of_many_sets
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -244,9 +244,7 @@ def fit_rows(rows: Rows, *, starts: int = STARTS, seed: int = 0) -> Fit:
     moves = rng.normal(scale=START_SPREAD, size=(starts, len(declared)))
     moves[0] = 0.0
 
-    def seconds(values: Array) -> Array:
-        return predict(rows, dict(zip(names, values.tolist(), strict=True)))
-
+    seconds = of_many_sets(predict, rows, names)
     best: tuple[float, Fit] | None = None
     for values in itertools.product(*options.values()):
         chosen = dict(zip(options, values, strict=True))
@@ -262,6 +260,7 @@ def fit_rows(rows: Rows, *, starts: int = STARTS, seed: int = 0) -> Fit:
                 row_sigma=ROW_SIGMA,
                 start=_moved(coefficients, move),
                 derivative_steps=DERIVATIVE_STEPS,
+                many_sets=True,
             )
             fit = replace(fit, values=_exact(fit, chosen))
             cost = _cost(fit, coefficients) + SURPRISE * unusual

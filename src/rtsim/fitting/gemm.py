@@ -212,17 +212,19 @@ def coefficients_for(stack: str, dtype: str) -> tuple[Coefficient, ...]:
     )
 
 
-def predict(rows: Rows, machine: Machine, coefficients: Mapping[str, float]) -> Array:
-    """Seconds of every row, compiled."""
+def predict(rows: Rows, machine: Machine, coefficients: Mapping[str, float | Array]) -> Array:
+    """Seconds of every row, compiled; (sets, rows) where coefficients are arrays (sets,)."""
     from rtsim_kernels import compiled
 
     values = {**machine.facts, **coefficients}
-    row = np.array(tuple(values[name] for name in gemm.GEMM.names or ()), gemm.GEMM)
-    return np.asarray(
-        compiled().gemm.gemm_many(
-            rows.m, rows.n, rows.k, rows.batch, rows.weight_copies, row[()], machine.device[()]
-        )
+    shape = np.broadcast_shapes(*(np.shape(value) for value in values.values()))
+    sets = np.empty(shape, gemm.GEMM)
+    for name in gemm.GEMM.names or ():
+        sets[name] = values[name]
+    seconds = compiled().gemm.gemm_many(
+        rows.m, rows.n, rows.k, rows.batch, rows.weight_copies, sets.reshape(-1), machine.device[()]
     )
+    return np.asarray(seconds if shape else seconds[0])
 
 
 def fit_rows(
@@ -254,8 +256,9 @@ def fit_rows(
     steps = (WIDE_STEP, DERIVATIVE_STEP) if len(groups) == 1 else (DERIVATIVE_STEP,)
 
     def seconds(values: Array) -> Array:
-        by_name = dict(zip(names, values.tolist(), strict=True))
-        return np.concatenate([predict(rows, machine, by_name) for rows, machine in groups])
+        by_name = dict(zip(names, values.T, strict=True))
+        parts = [predict(rows, machine, by_name) for rows, machine in groups]
+        return np.concatenate(parts, axis=-1)
 
     return fit_coefficients(
         seconds,
@@ -264,6 +267,7 @@ def fit_rows(
         row_sigma=np.hypot(ROW_SIGMA, ROUNDING_S / measured_s),
         derivative_steps=steps,
         relative=True,
+        many_sets=True,
     )
 
 

@@ -89,8 +89,8 @@ def predict_gemm(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
         device = device_row(group.gpu)
         return np.asarray(
             rtsim_kernels.compiled().gemm.gemm_many(
-                rows.m, rows.n, rows.k, rows.batch, rows.weight_copies, row[()], device[()]
-            )
+                rows.m, rows.n, rows.k, rows.batch, rows.weight_copies, row[None], device[()]
+            )[0]
         )
 
     by = ("gpu", "stack", "dtype")
@@ -233,8 +233,8 @@ def _predict_mla_operator(
             device = device_row(gpu)
             return np.asarray(
                 rtsim_kernels.compiled().gemm.gemm_many(
-                    rows.m, rows.n, rows.k, rows.batch, rows.weight_copies, row[()], device[()]
-                )
+                    rows.m, rows.n, rows.k, rows.batch, rows.weight_copies, row[None], device[()]
+                )[0]
             )
         coefficients = resolve.coefficients(group.profile, str(kind), key)
         if op in mla.MODULES:

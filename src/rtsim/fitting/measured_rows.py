@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
@@ -41,3 +41,27 @@ def joined(parts: Sequence[_Rows]) -> _Rows:
         if isinstance(value, np.ndarray)
     }
     return replace(first, **arrays)
+
+
+def of_many_sets(
+    predict: Callable[[_Rows, dict[str, Any]], NDArray[np.float64]],
+    rows: _Rows,
+    names: Sequence[str],
+) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Seconds of `rows` by values (n,) or (sets, n), as `fit.fit_coefficients` asks for them.
+
+    predict: of rows and coefficients by name, one value for all rows or one each.
+    """
+    repeated: dict[int, _Rows] = {}
+
+    def seconds(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        if values.ndim == 1:
+            return predict(rows, dict(zip(names, values.tolist(), strict=True)))
+        n_sets = len(values)
+        if n_sets not in repeated:
+            repeated[n_sets] = rows.take(np.tile(np.arange(len(rows)), n_sets))
+        of_rows = np.repeat(values, len(rows), axis=0).T
+        found = predict(repeated[n_sets], dict(zip(names, of_rows, strict=True)))
+        return found.reshape(n_sets, len(rows))
+
+    return seconds

@@ -29,7 +29,7 @@ from rtsim.device_facts import attention_peak_flops_per_s, device_row
 from rtsim.fit import Fit, centred, fit_coefficients
 from rtsim.fitting import gemm
 from rtsim.fitting.cluster import cluster_rows, spread
-from rtsim.fitting.measured_rows import MeasuredRows
+from rtsim.fitting.measured_rows import MeasuredRows, of_many_sets
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -198,8 +198,8 @@ def choose_rows(rows: Rows, count: int = 64, seed: int = 0) -> NDArray[np.intp]:
     return np.sort(cluster_rows(points, count, seed))
 
 
-def predict(rows: Rows, coefficients: Mapping[str, float]) -> Array:
-    """Seconds of every row, compiled."""
+def predict(rows: Rows, coefficients: Mapping[str, float | Array]) -> Array:
+    """Seconds of every row, compiled. coefficients: one value for all rows, or one each."""
     from rtsim_kernels import compiled
 
     resolved = np.zeros(len(rows), ROW_DTYPES[rows.kind])
@@ -256,9 +256,7 @@ def fit_rows(
     )
     moves[0] = 0.0
 
-    def seconds(values: Array) -> Array:
-        return predict(rows, dict(zip(names, values.tolist(), strict=True)))
-
+    seconds = of_many_sets(predict, rows, names)
     best: tuple[float, Fit] | None = None
     for combination in itertools.product(*options):
         chosen = {name: v for facts in combination for name, v in facts.items()}
@@ -279,6 +277,7 @@ def fit_rows(
                     ]
                 ),
                 derivative_steps=DERIVATIVE_STEPS,
+                many_sets=True,
             )
             values = [chosen.get(n, v) for n, v in zip(names, fit.values.tolist(), strict=True)]
             fit = replace(fit, values=np.array(values))

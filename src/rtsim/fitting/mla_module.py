@@ -82,7 +82,7 @@ def _rest_s(rows: mla.Rows, form: str, gpu: GpuSpec, profile: Profile, absorbed:
         n, k, batch = (np.broadcast_to(v, tokens.shape).astype(float) for v in (n, k, batch))
         copies = np.maximum(1.0, weights / (n * k * batch * float(record["b_bytes"])))
         return np.asarray(
-            kernels.gemm.gemm_many(tokens, n, k, batch, copies, record[()], device[()])
+            kernels.gemm.gemm_many(tokens, n, k, batch, copies, record[None], device[()])[0]
         )
 
     total = np.zeros(len(rows))

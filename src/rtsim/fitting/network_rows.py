@@ -154,9 +154,9 @@ def forward_pass(row: Mapping[str, Any], gpu: GpuSpec, profile: Profile) -> Pass
     times = np.zeros((len(table.rows), 2))
     seconds = kernels.step.step_s(
         float(row["batch"]), float(row["query_tokens"]),
-        float(row["context_tokens"] or row["query_tokens"]), 0.0, row["query_tokens"] > 1, False,
-        False,
-        table.rows, table.segments, rows.compiled(kernels), times,
+        float(row["context_tokens"] or row["query_tokens"]), 0.0,
+        float(row["query_tokens"] > 1), 0.0, 0.0,
+        table.rows, table.segments, rows.joined()[()], times,
     )  # fmt: skip
     owed_s = times[:, 1] * table.executions
     by_shape: dict[bytes, float] = {}

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from rtsim.fitting.serving_cases import batch_cases, serving_cases, times_of
 from rtsim.fitting.serving_rows import Deployments
 from rtsim.measurements import Columns
-from rtsim.profile import DEVIATIONS_90, Profile, load_profile
+from rtsim.profile import DEVIATIONS_90, load_profile
 from rtsim.row_times import RowTimes
 from rtsim.serving.engine import engine_coefficients
+from rtsim.serving.steady import serving_sigma
 
 REGIMES = ("agg", "disagg", "disagg, workers not stated")
 
@@ -78,12 +79,3 @@ def predict_batches(columns: Columns, profile: str | None) -> dict[str, RowTimes
 
 def _reasons(rows: int, reasons: Mapping[int, str]) -> NDArray[np.str_]:
     return np.array([reasons.get(i, "") for i in range(rows)], np.str_)
-
-
-# Where no serving run was fitted: what a stack's runs are off by on another GPU.
-UNFITTED_SIGMA = {"ttft": 0.5, "tpot": 0.25, "batch": 0.3}
-
-
-def serving_sigma(profile: Profile, name: str) -> float:
-    """Deviation of ln(measured / predicted) of a run: "ttft", "tpot", or a whole "batch"."""
-    return profile.section_sigma.get(f"serving.{name}", UNFITTED_SIGMA[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +17,11 @@ from rtsim.errors import RtsimError, SpecError
 from rtsim.fitting.serving_rows import Deployment, Deployments, with_batch_columns, with_cache
 from rtsim.measurements import Columns
 
-# Of rows whose workers are not counted: what those that count them have in the median, where the
-# decode pool is tensor parallel.
-UNSTATED_PREFILL_WORKERS = 1
+# Of rows whose workers are not counted. Decode workers: what those that count them have in the
+# median, where they are tensor parallel; more where the cache needs them. Prefill workers: as many
+# as keep their pool busy up to this share of the time.
 UNSTATED_DECODE_WORKERS = 4
+UNSTATED_BUSY_FRAC = 0.7
 _LEAST_CACHE_FRAC = 0.02  # of a GPU's memory: the run took place, so some cache was there
 
 
@@ -114,15 +116,28 @@ def _serving_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> C
                     labels)  # fmt: skip
     decode, prefill = deployments.of(row, "decode_"), deployments.of(row, "prefill_")
     workers = row["decode_workers"] or UNSTATED_DECODE_WORKERS
-    prefill_workers = row["prefill_workers"] or UNSTATED_PREFILL_WORKERS
     if not in_flight:
         if not row["decode_batch"]:
             raise SpecError("concurrency", 0, "must be stated, or the batch of decode workers")
         in_flight = row["decode_batch"] * workers
-    groups = workers * decode.engine.system.parallelism.sequence_groups
-    prompt_groups = prefill_workers * prefill.engine.system.parallelism.sequence_groups
-    load = _load(decode, in_flight / groups, *sizes)
+    groups = decode.engine.system.parallelism.sequence_groups
+    load = _load(decode, in_flight / (groups * workers), *sizes)
+    if not row["decode_workers"]:
+        workers = max(workers, math.ceil(in_flight / (groups * load[1])))
+        load = _load(decode, in_flight / (groups * workers), *sizes)
+    prompt_groups = prefill.engine.system.parallelism.sequence_groups
     prompt_load = _load(prefill, in_flight / prompt_groups, sizes[0], 1)
+    prefill_workers = row["prefill_workers"]
+    if not prefill_workers:
+        alone_s = prefill.engine.step_s(
+            mixed.Batch(0.0, 0.0, 1.0, float(sizes[0]), float(sizes[0]), 1.0, 1.0)
+        )
+        step_s = decode.engine.step_s(
+            mixed.Batch(load[0], sizes[0] + 0.5 * sizes[1], 0.0, 0.0, 0.0, 0.0, 1.0)
+        )
+        busy = in_flight * alone_s / (prompt_groups * (alone_s + step_s * sizes[1]))
+        prefill_workers = max(1, math.ceil(busy / UNSTATED_BUSY_FRAC))
+    prompt_load = (prompt_load[0] / prefill_workers, *prompt_load[1:])
     return Case(i, decode, load, prefill, prompt_load, _transfer_s(prefill, sizes[0]),
                 row["ttft_ms"] / 1e3, row["tpot_ms"] / 1e3, labels)  # fmt: skip
 

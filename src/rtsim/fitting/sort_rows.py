@@ -31,6 +31,7 @@ from rtsim.fitting.kinds import (
 from rtsim.measurement_schema import KINDS
 from rtsim.measurements import Columns, Table
 from rtsim.profile import DECLARED
+from rtsim.profile_choice import STACK_ALIASES
 from rtsim.specs.gpu import GpuSpec
 
 # Rows of the communication library serve every stack that calls it.
@@ -77,16 +78,39 @@ def table_paths(files: Iterable[str | Path]) -> list[Path]:
     return paths
 
 
-def sort_rows(
-    tables: Sequence[Table], gpu: GpuSpec, stack: str
-) -> tuple[list[Block], list[generation.Configuration], list[FileReport], list[ImpossibleRow]]:
+# Kinds of tables of whole runs of an engine.
+RUN_KINDS = ("serving", "offline_batch")
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """Rows of a table of serving runs or batches."""
+
+    table: Table
+    members: NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class SortedRows:
+    """What of some tables can be fitted, and what became of the rest."""
+
+    blocks: list[Block]
+    generations: list[generation.Configuration]
+    runs: list[Runs]
+    reports: list[FileReport]
+    beaten: list[ImpossibleRow]
+
+
+def sort_rows(tables: Sequence[Table], gpu: GpuSpec, stack: str) -> SortedRows:
+    """Rows of tables by what they are fitted as. Raises DataError for times in another unit."""
     blocks: list[Block] = []
     generations: list[generation.Configuration] = []
+    runs: list[Runs] = []
     reports: list[FileReport] = []
     beaten: list[ImpossibleRow] = []
     for table in tables:
         kind = SECTION_KINDS.get(table.kind)
-        if kind is None and table.kind != "generation":
+        if kind is None and table.kind not in ("generation", *RUN_KINDS):
             what = "unknown kind of table" if table.kind not in KINDS else "kind not fitted"
             reports.append(FileReport(table.file, table.kind, len(table), 0, {what: len(table)}))
             continue
@@ -112,6 +136,10 @@ def sort_rows(
                 if len(kept):
                     _check_unit(table.file, kept)
                     blocks.append(kept)
+        elif table.kind in RUN_KINDS:
+            members = np.flatnonzero(reasons == "")
+            if len(members):
+                runs.append(Runs(table, members))
         else:
             members = np.flatnonzero(reasons == "")
             taken = {name: values[members] for name, values in columns.items()}
@@ -120,7 +148,7 @@ def sort_rows(
         used = int((reasons == "").sum())
         skipped = Counter(str(r) for r in reasons if r)
         reports.append(FileReport(table.file, table.kind, len(table), used, dict(skipped)))
-    return blocks, generations, reports, beaten
+    return SortedRows(blocks, generations, runs, reports, beaten)
 
 
 def _filled(columns: Columns) -> Columns:
@@ -146,6 +174,8 @@ def _foreign(columns: Columns, gpu: GpuSpec, stack: str, kind: str) -> NDArray[n
     stacks = {stack, ""}
     if kind == "collective":
         stacks.update(LIBRARY_STACKS)
+    if kind in RUN_KINDS:
+        stacks.update(alias for alias, name in STACK_ALIASES.items() if name == stack)
     other = ~np.isin(columns["stack"], sorted(stacks))
     reasons[(reasons == "") & other] = "another stack"
     return reasons

@@ -88,9 +88,9 @@ class Engine:
 
     def compiled(self) -> tuple[ModuleType, tuple[Any, ...]]:
         """The compiled kernels, and (operators, segments, machine, engine) for them."""
-        kernels, machine = self.system.compiled_form()
+        kernels, machines = self.system.compiled_form()
         table = self.system.table
-        return kernels, (table.rows, table.segments, machine, self.row[()])
+        return kernels, (table.rows, table.segments, machines[0], self.row[()])
 
     def interpreted(self) -> tuple[Any, ...]:
         """(operators, segments, machine, engine) for the kernels as plain Python."""
@@ -103,7 +103,7 @@ class Engine:
         return float(kernels.mixed.engine_step_s(one, False, *rows, self.scratch))
 
     @property
-    def policy(self) -> int:
+    def policy(self) -> float:
         """The scheduler's policy as `steady` codes it."""
         return steady.PREFILL_FIRST if self.scheduler.policy == "prefill-first" else steady.MIXED
 
@@ -130,7 +130,7 @@ class Engine:
         system, scheduler = self.system, self.scheduler
         placement = self.placement()
         allowed = scheduler.memory_frac * float(system.gpu.memory_bytes)
-        used = placement.weights_bytes() + placement.reserved_bytes()
+        used = placement.weights_bytes + placement.reserved_bytes()
         used += placement.activation_bytes(1, scheduler.token_budget)
         if used >= allowed:
             raise SpecError(
