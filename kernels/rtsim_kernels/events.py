@@ -14,7 +14,8 @@ then queue for the decoding group, whose server streams the answer: the first to
 cache is there. What is preempted there is computed anew there.
 
 `run` comes back when it needs more arrivals or room, or when what it has recorded has to be taken
-away, and goes on with the same state. Ignored: failures, cancelled requests, prefix reuse.
+away, and goes on with the same state. Prefix reuse is a stated share of every
+prompt. Ignored: failures, cancelled requests, speculative decoding.
 """
 
 from __future__ import annotations
@@ -23,8 +24,16 @@ import math
 from typing import Any
 
 from . import serving_state as st
-from ._jit import jit, inner
-from .scheduling import batch_of, cache_bytes, compose, give_blocks, settle_cache, wait
+from ._jit import inner, jit
+from .scheduling import (
+    batch_of,
+    cache_bytes,
+    compose,
+    give_blocks,
+    known_prefix,
+    settle_cache,
+    wait,
+)
 from .step_memo import remembered_step_s
 from .timeline import add_area, add_count, bin_of, observe
 
@@ -116,7 +125,7 @@ def arrive(now_s: float, arrivals: Any, state: Any) -> None:
         request.priority = arrivals.priority[row]
         request.prompt = prompt
         request.output = output
-        request.computed = 0
+        request.computed = known_prefix(request, state.sched.rules[0])
         request.generated = 0
         request.blocks = 0
         request.swapped = 0
@@ -223,7 +232,14 @@ def end_step(r: int, now_s: float, state: Any) -> None:
     for g in range(replica.first_group, replica.last_group):
         group = state.sched.groups[g]
         settle_cache(g, now_s, state.sched)
-        add_area(st.RUNNING, replica.started_s, now_s, float(group.n_running), state.sched.series, state.sched.totals)
+        add_area(
+            st.RUNNING,
+            replica.started_s,
+            now_s,
+            float(group.n_running),
+            state.sched.series,
+            state.sched.totals,
+        )
         kept = 0
         tokens = 0
         for i in range(group.n_running):

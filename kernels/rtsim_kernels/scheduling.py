@@ -50,6 +50,12 @@ def decodes(request: Any) -> bool:
 
 
 @inner
+def known_prefix(request: Any, rules: Any) -> int:
+    """Tokens of a prompt found in the prefix cache; the last one is always computed."""
+    return min(int(rules.prefix_hit * request.prompt), int(request.prompt) - 1)
+
+
+@inner
 def cache_bytes(pool: int, blocks: int, state: Any) -> int:
     """Bytes of a sequence with this many blocks."""
     return int(state.block_bytes[pool, blocks])
@@ -135,8 +141,9 @@ def preempt(g: int, place: int, now_s: float, state: Any) -> None:
         state.totals[0].swapped_bytes += moved
         request.swapped = 1
     else:
-        state.totals[0].recomputed_tokens += request.computed
-        request.computed = 0
+        kept = min(request.computed, known_prefix(request, rules))
+        state.totals[0].recomputed_tokens += request.computed - kept
+        request.computed = kept
     give_blocks(g, slot, state)
     request.new_tokens = 0
     request.preemptions += 1
@@ -321,9 +328,10 @@ def batch_of(g: int, state: Any) -> Batch:
         n_finished += new == tokens_left(request)
     decode_context = contexts / n_decodes if n_decodes > 0 else 0.0
     if tokens == 0:
-        return Batch(float(n_decodes), float(decode_context), 0.0, 0.0, 0.0, 0.0)
+        return Batch(float(n_decodes), float(decode_context), 0.0, 0.0, 0.0, 0.0, 1.0)
     chunk = (2.0 * pairs - tokens) / (2.0 * earlier + tokens)
     context = chunk if earlier == 0 else (2.0 * pairs / tokens + chunk - 1.0) / 2.0
     return Batch(
-        float(n_decodes), float(decode_context), tokens / chunk, chunk, context, float(n_finished)
-    )
+        float(n_decodes), float(decode_context), tokens / chunk, chunk, context,
+        float(n_finished), 1.0,
+    )  # fmt: skip

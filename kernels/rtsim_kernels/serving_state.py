@@ -52,7 +52,10 @@ RULES = np.dtype(
         ("token_budget", _INT),
         ("max_sequences", _INT),  # of a group
         ("reserves", _INT),  # 1: a request is admitted with blocks for its whole length
-        ("swaps", _INT),  # 1: a preempted sequence's cache moves to the host, 0: it is computed anew
+        (
+            "swaps",
+            _INT,
+        ),  # 1: a preempted sequence's cache moves to the host, 0: it is computed anew
         ("swap_bytes_per_s", _FLOAT),
         ("block_tokens", _INT),
         ("routing", _INT),
@@ -60,6 +63,7 @@ RULES = np.dtype(
         ("concurrency", _INT),  # requests in flight of a closed loop; 0: arrivals by time
         ("transfer_s", _FLOAT),  # latency of moving a cache to another pool
         ("transfer_bytes_per_s", _FLOAT),
+        ("prefix_hit", _FLOAT),  # share of a prompt that is in the prefix cache
         ("request_s", _FLOAT),  # outside the engine, see `mixed.ENGINE_COEFFICIENTS`
         ("ttft_limit_s", _FLOAT),  # service level
         ("tpot_limit_s", _FLOAT),

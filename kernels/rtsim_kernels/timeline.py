@@ -5,8 +5,8 @@ are joined and the length doubles. Areas (value x seconds) are exact for steps o
 means over all of the time are too: mean number in the system x time = sum of times in the system
 (Little, Oper. Res. 9, 1961), whatever the buckets.
 
-**Distributions.** Histograms over the logarithm of a time, bins a factor `1 + 5e-4` wide from 0.1 us
-to 10^7 s; a percentile is within half a bin (0.025 %) of that of the times themselves. Number, sum
+**Distributions.** Histograms over the logarithm of a time, bins a factor `1 + 5e-4` wide from
+0.1 us to 10^7 s; a percentile is within half a bin (0.025 %) of that of the times themselves. Number, sum
 and largest are exact.
 """
 
@@ -40,7 +40,9 @@ def bucket_of(time_s: float, series: Any, totals: Any) -> int:
 
 
 @inner
-def add_area(row: int, start_s: float, end_s: float, value: float, series: Any, totals: Any) -> None:
+def add_area(
+    row: int, start_s: float, end_s: float, value: float, series: Any, totals: Any
+) -> None:
     """Add `value` over an interval of time to the buckets that it crosses."""
     if end_s <= start_s or value == 0.0:
         return

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from rtsim.profiled import ProfiledModel, profile_fit
     from rtsim.report import prediction_to_json
     from rtsim.scores import read_model_map
+    from rtsim.simulation import Simulation, simulate
     from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec, WorkloadSpec
     from rtsim.study import load_study
     from rtsim.sweep import SweepResult, sweep
@@ -58,6 +59,8 @@ _HOME = {
     "SweepResult": "sweep",
     "plan": "plan",
     "Plan": "plan",
+    "simulate": "simulation",
+    "Simulation": "simulation",
     "explain": "explain",
     "Explanation": "explain",
     "PlannedSystem": "plan",
@@ -120,6 +123,7 @@ __all__ = [
     "Prediction",
     "ProfiledModel",
     "RtsimError",
+    "Simulation",
     "SpecError",
     "SweepResult",
     "Tradeoff",
@@ -145,6 +149,7 @@ __all__ = [
     "read_lengths",
     "read_model_map",
     "read_table",
+    "simulate",
     "sweep",
     "tradeoff",
     "validate",

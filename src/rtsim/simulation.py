@@ -16,7 +16,7 @@ from rtsim import lengths as request_lengths
 from rtsim.errors import SpecError
 from rtsim.output import replacing
 from rtsim.predict import system
-from rtsim.service_level import SHARE, ServiceLevel, service_level
+from rtsim.service_level import SHARE, service_level
 from rtsim.serving.arrivals import Generated, Played, Traffic, played
 from rtsim.serving.capacity import TOLERANCE, Capacity, capacity
 from rtsim.serving.chrome_trace import ChromeTrace
@@ -84,10 +84,12 @@ def simulate(
     preemption: str = "recompute",
     routing: str = "round-robin",
     max_model_len: int | None = None,
-    prefill_replicas: int | None = None,
+    prefill_workers: int | None = None,
+    decode_workers: int | None = None,
     prefill_tp: int | None = None,
     prefill_gpu: str | Path | GpuSpec | None = None,
     transfer_bytes_per_s: float | None = None,
+    prefix_hit: float = 0.0,
     records: str | Path | None = None,
     chrome_trace: str | Path | None = None,
     progress: Progress | None = None,
@@ -99,7 +101,8 @@ def simulate(
     `requests`), or are generated at `rate` per second by `arrivals` ("poisson", "constant",
     "bursty" with `cv`) with lengths `input_len` and `output_len`, or of the file `lengths`, or keep
     `concurrency` of them in flight. The scheduler's figures default to those of the stack.
-    `prefill_replicas` gives prompts GPUs of their own, `prefill_tp` and `prefill_gpu` what they are.
+    `prefill_workers` replicas take prompts only, `decode_workers` (or dp) the decoding;
+    `prefill_tp` and `prefill_gpu` say what the former are.
     `find_capacity` looks for the highest rate that meets the level. `records` (.csv, .parquet,
     .json) and `chrome_trace` are written as it goes, whole or not at all. system_options: those of
     `rtsim.predict` that say model, GPUs and formats.
@@ -111,8 +114,8 @@ def simulate(
     """
     deployment = _deployment(
         arch, gpu, policy, token_budget, max_sequences, memory_frac, preemption, routing,
-        max_model_len, prefill_replicas, prefill_tp, prefill_gpu, transfer_bytes_per_s,
-        system_options,
+        max_model_len, prefill_workers, decode_workers, prefill_tp, prefill_gpu,
+        transfer_bytes_per_s, prefix_hit, system_options,
     )  # fmt: skip
     traffic = _traffic(
         trace, rate, arrivals, cv, requests, input_len, output_len, lengths, concurrency, seed,
@@ -156,8 +159,9 @@ def simulate(
 def _deployment(
     arch: Any, gpu: Any, policy: str | None, token_budget: int | None, max_sequences: int | None,
     memory_frac: float | None, preemption: str, routing: str, max_model_len: int | None,
-    prefill_replicas: int | None, prefill_tp: int | None, prefill_gpu: Any,
-    transfer_bytes_per_s: float | None, options: dict[str, Any],
+    prefill_workers: int | None, decode_workers: int | None, prefill_tp: int | None,
+    prefill_gpu: Any, transfer_bytes_per_s: float | None, prefix_hit: float,
+    options: dict[str, Any],
 ) -> Deployment:  # fmt: skip
     changes = {
         "policy": policy, "token_budget": token_budget, "max_sequences": max_sequences,
@@ -166,7 +170,7 @@ def _deployment(
     given = {name: value for name, value in changes.items() if value is not None}
     engine = _engine(system(arch, gpu, **options), given)
     prefill = None
-    if prefill_replicas is not None:
+    if prefill_workers is not None:
         own = dict(options)
         if prefill_tp is not None:
             own["tp"] = prefill_tp
@@ -174,12 +178,17 @@ def _deployment(
         own_gpu = gpu if prefill_gpu is None else prefill_gpu
         prefill = _engine(system(arch, own_gpu, **own), given)
     else:
-        for name, value in (("prefill_tp", prefill_tp), ("prefill_gpu", prefill_gpu)):
+        for name, value in (
+            ("decode_workers", decode_workers), ("prefill_tp", prefill_tp),
+            ("prefill_gpu", prefill_gpu),
+        ):  # fmt: skip
             if value is not None:
-                raise SpecError(name, value, "is of prefill replicas: give --prefill-replicas too")
+                raise SpecError(name, value, "is of prefill replicas: give --prefill-workers too")
     return Deployment(
-        engine, prefill, n_prefill=prefill_replicas, routing=routing, preemption=preemption,
+        engine, prefill, n_replicas=decode_workers, n_prefill=prefill_workers, routing=routing,
+        preemption=preemption,
         most_tokens=max_model_len, transfer_bytes_per_s=transfer_bytes_per_s,
+        prefix_hit=prefix_hit,
     )  # fmt: skip
 
 
@@ -267,7 +276,7 @@ def _play(
 def _columns(block: Recorded, run: Run) -> Block:
     rows = block.requests
     replica_of = np.array([replica for _, _, replica, _ in run.deployment.group_rows()] + [-1])
-    columns = {name: rows[name] for name in RECORD_COLUMNS if name in rows.dtype.names}
+    columns = {name: rows[name] for name in RECORD_COLUMNS if name not in ("status", "replica")}
     columns["status"] = _STATUS[rows["status"]]
     columns["replica"] = replica_of[rows["group"]]
     return columns

@@ -100,9 +100,7 @@ def _write_csv_by_arrow(
     for block in blocks:
         arrays = [_csv_array(block[name], arrow) for name in columns]
         if len(block[columns[0]]):
-            pyarrow.csv.write_csv(
-                arrow.Table.from_arrays(arrays, names=columns), file, options
-            )
+            pyarrow.csv.write_csv(arrow.Table.from_arrays(arrays, names=columns), file, options)
 
 
 def _csv_array(column: Array, arrow: Any) -> Any:

@@ -133,9 +133,9 @@ class Server:
         budget, static = self.rules.token_budget, self.rules.policy == "static"
         for request in list(self.running):
             tokens = min(request.left, budget - self.spent())
-            if request in self.running and not request.decodes and tokens > 0:
-                if self.make_room(request, tokens):
-                    request.now = tokens
+            waits = request in self.running and not request.decodes and tokens > 0
+            if waits and self.make_room(request, tokens):
+                request.now = tokens
         opens = not self.running or not (self.crowded or static)
         while opens and self.queue and (static or self.spent() < budget):
             first = self.queue[0]
@@ -159,7 +159,7 @@ class Server:
             return
         decoding = [r for r in working if r.decodes]
         prompts = [r for r in working if not r.decodes]
-        batch = mixed.Batch(len(decoding), 0.0, 0.0, 0.0, 0.0, 0.0)
+        batch = mixed.Batch(len(decoding), 0.0, 0.0, 0.0, 0.0, 0.0, 1.0)
         if decoding:
             mean = sum(r.done + 1 for r in decoding) / len(decoding)
             batch = batch._replace(decode_context=mean)
@@ -285,7 +285,7 @@ def test_equal_to_the_plain_simulation(
         preemption=preemption,
     )
     capacity = deployment.cache_tables()[1][0]
-    own = [Request(i, *map(lambda column: column[i].item(), columns)) for i in range(len(rows))]
+    own = [Request(i, *(column[i].item() for column in columns)) for i in range(len(rows))]
     servers = [Server(engine, capacity, preemption == "swap") for _ in range(n_servers)]
     plain(servers, own, least_loaded)
 

@@ -38,8 +38,15 @@ _MOST_CV = 100.0
 class Traffic(Protocol):
     """Requests in order of arrival."""
 
-    n_requests: int
-    source: str
+    @property
+    def n_requests(self) -> int:
+        """Requests in all."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where they come from, in words."""
+        ...
 
     @property
     def rate_per_s(self) -> float:

@@ -38,9 +38,10 @@ _LESS_THAN_A_BYTE = 1e-3  # rounding of the sums
 class Deployment:
     """Engines that serve together.
 
-    engine: of all replicas, or of those that decode where `prefill` is given. n_decode,
-    n_prefill: replicas of each; None takes the dp of the engine. most_tokens: prompt and output of
-    one request; None takes the model's positions. transfer_bytes_per_s: of one GPU.
+    engine: of all replicas, or of those that decode where `prefill` is given. n_replicas,
+    n_prefill: of each; None takes the dp of the engine. most_tokens: prompt and output of one
+    request; None takes the model's positions. transfer_bytes_per_s: of one GPU. prefix_hit: share
+    of a prompt whose keys and values are in the prefix cache; its blocks count as the request's.
     """
 
     engine: Engine
@@ -51,17 +52,20 @@ class Deployment:
     preemption: str = "recompute"
     most_tokens: int | None = None
     transfer_bytes_per_s: float | None = None
+    prefix_hit: float = 0.0
 
     def __post_init__(self) -> None:
         if self.routing not in ROUTINGS:
             raise UnknownName("routing", self.routing, ROUTINGS)
         if self.preemption not in PREEMPTIONS:
             raise UnknownName("preemption", self.preemption, PREEMPTIONS)
-        for field, n in (("replicas", self.n_replicas), ("prefill_replicas", self.n_prefill)):
+        for field, n in (("decode_workers", self.n_replicas), ("prefill_workers", self.n_prefill)):
             if n is not None and not 1 <= n <= MOST_GROUPS:
                 raise SpecError(field, n, f"must be a whole number from 1 to {MOST_GROUPS:,}")
         if self.most_tokens is not None and not 2 <= self.most_tokens <= _MOST_TOKENS:
             raise SpecError("max_model_len", self.most_tokens, f"must be 2 to {_MOST_TOKENS:,}")
+        if not 0.0 <= self.prefix_hit < 1.0:
+            raise SpecError("prefix_hit", self.prefix_hit, "must be at least 0, below 1")
         for engine in self.engines:
             if engine.system.parallelism.cp > 1:
                 raise NotSupported(
@@ -140,10 +144,11 @@ class Deployment:
             "swaps": int(self.preemption == "swap"),
             "swap_bytes_per_s": gpu.pcie_bytes_per_s,
             "block_tokens": scheduler.block_tokens,
-            "routing": ROUTINGS.index(self.routing),  # type: ignore[arg-type]
+            "routing": ROUTINGS.index(self.routing),
             "most_tokens": self.longest_request,
             "transfer_s": _TRANSFER_S,
             "transfer_bytes_per_s": rate * smaller / p.tp,
+            "prefix_hit": self.prefix_hit,
             "request_s": float(engine.row["request_s"]),
         }
 

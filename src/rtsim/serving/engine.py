@@ -94,7 +94,7 @@ class Engine:
 
     def interpreted(self) -> tuple[Any, ...]:
         """(operators, segments, machine, engine) for the kernels as plain Python."""
-        return (*self.system._plain(), tables.as_row(self.row[()]))
+        return (*self.system.plain(), tables.as_row(self.row[()]))
 
     def step_s(self, batch: mixed.Batch) -> float:
         """Seconds of one step; `batch` is of one group."""

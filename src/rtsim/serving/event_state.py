@@ -11,9 +11,9 @@ import rtsim_kernels
 from rtsim_kernels import events, step_memo, timeline
 from rtsim_kernels import serving_state as st
 
+from rtsim.service_level import ServiceLevel
 from rtsim.serving.deployment import Deployment
 from rtsim.serving.trace import Array, Requests
-from rtsim.service_level import ServiceLevel
 
 _FIRST_SLOTS = 4096
 RECORDS = 16_384  # that are taken away at a time
@@ -59,9 +59,7 @@ def new_state(
     rules["request_s"] = deployment.rules(0)["request_s"]
     rules["ttft_limit_s"], rules["tpot_limit_s"] = level.ttft_s, level.tpot_s
     groups = np.zeros(len(rows), st.GROUP)
-    groups["pool"], groups["role"], groups["replica"] = (
-        [row[i] for row in rows] for i in range(3)
-    )
+    groups["pool"], groups["role"], groups["replica"] = ([row[i] for row in rows] for i in range(3))
     groups["capacity_bytes"] = [capacities[row[0]] for row in rows]
     for name in ("queue", "moves_first", "moves_last"):
         groups[name] = st.NONE

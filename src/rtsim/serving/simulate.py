@@ -154,7 +154,9 @@ def offline_rate(deployment: Deployment, traffic: Traffic, most_requests: int = 
         return math.nan
     times = np.sort(ended["arrival_s"] + ended["e2e_latency_s"])
     low, high = len(times) // 10, len(times) - 1 - len(times) // 10
-    return float((high - low) / (times[high] - times[low])) if times[high] > times[low] else math.nan
+    return (
+        float((high - low) / (times[high] - times[low])) if times[high] > times[low] else math.nan
+    )
 
 
 @dataclass(frozen=True)

@@ -164,10 +164,7 @@ def simulated(run: Run) -> Simulated:
     usd = None
     if usd_per_hour is not None and tokens:
         usd = usd_per_hour * duration_s / 3600.0 / tokens * 1e6
-    figures = [
-        distribution(state, which, run.percentiles)
-        for which in DISTRIBUTIONS.values()
-    ]
+    figures = [distribution(state, which, run.percentiles) for which in DISTRIBUTIONS.values()]
     carried = _carried(state, totals)
     keeps_up = carried[0] >= _CARRIED_SHARE * carried[1]  # False for NaN: all came at once
     n = int(totals["n_arrived"])
@@ -223,7 +220,9 @@ def _carried(state: Any, totals: Any) -> tuple[float, float]:
     if last - first < 4:
         return math.nan, math.nan
     seconds = (last - first) * width_s
-    ended, arrived = (float(state.sched.series[row, first:last].sum()) for row in (st.ENDED, st.ARRIVED))
+    ended, arrived = (
+        float(state.sched.series[row, first:last].sum()) for row in (st.ENDED, st.ARRIVED)
+    )
     return ended / seconds, arrived / seconds
 
 

@@ -47,8 +47,8 @@ def read_blocks(path: str | Path) -> Iterator[Requests]:
     try:
         with Path(path).open("rb") as file:
             packed = file.read(2) == _GZIP_MAGIC
-        opened: Any = gzip.open(path, "rb") if packed else Path(path).open("rb")
-        with opened as binary:
+        with Path(path).open("rb") as file, gzip.GzipFile(fileobj=file) as unpacked:
+            binary: Any = unpacked if packed else file
             yield from _blocks(path, io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""))
     except FileNotFoundError:
         raise DataError(path, "no such file") from None
