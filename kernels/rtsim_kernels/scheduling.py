@@ -74,8 +74,7 @@ def take_blocks(g: int, slot: int, tokens: int, state: Any) -> bool:
         return False
     group.used_bytes += more
     request.blocks = blocks
-    totals = state.totals[0]
-    totals.most_used_bytes = max(totals.most_used_bytes, group.used_bytes)
+    group.most_used_bytes = max(group.most_used_bytes, group.used_bytes)
     return True
 
 

@@ -106,6 +106,7 @@ GROUP = np.dtype(
         ("n_running", _INT),
         ("crowded", _INT),  # 1: a sequence was preempted and none has ended since
         ("used_bytes", _INT),
+        ("most_used_bytes", _INT),
         ("capacity_bytes", _INT),
         ("moves_first", _INT),  # caches on their way to another pool, in order
         ("moves_last", _INT),
@@ -157,7 +158,6 @@ TOTALS = np.dtype(
         ("in_flight_at_last_arrival", _INT),
         ("most_waiting", _INT),
         ("most_running", _INT),  # of a group
-        ("most_used_bytes", _INT),
     ]
 )
 

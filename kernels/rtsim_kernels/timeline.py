@@ -6,8 +6,8 @@ means over all of the time are too: mean number in the system x time = sum of ti
 (Little, Oper. Res. 9, 1961), whatever the buckets.
 
 **Distributions.** Histograms over the logarithm of a time, bins a factor `1 + 5e-4` wide from
-0.1 us to 10^7 s; a percentile is within half a bin (0.025 %) of that of the times themselves. Number, sum
-and largest are exact.
+0.1 us to 10^7 s; a percentile is within half a bin (0.025 %) of that of the times themselves. Number,
+sum and largest are exact.
 """
 
 from __future__ import annotations

@@ -192,7 +192,7 @@ def simulated(run: Run) -> Simulated:
         most_waiting=int(totals["most_waiting"]),
         most_running=int(totals["most_running"]),
         mean_cache_frac=float(state.sched.series[st.CACHE].sum()) * per_s / capacity,
-        most_cache_frac=float(totals["most_used_bytes"]) / float(groups["capacity_bytes"].min()),
+        most_cache_frac=float((groups["most_used_bytes"] / groups["capacity_bytes"]).max()),
         busy_frac=float(replicas["busy_s"].sum()) * per_s / len(replicas),
         n_steps=int(totals["steps"]),
         n_decode_steps=int(totals["decode_steps"]),
