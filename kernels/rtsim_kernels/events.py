@@ -31,11 +31,10 @@ from .scheduling import (
     compose,
     give_blocks,
     known_prefix,
-    settle_cache,
     wait,
 )
 from .step_memo import remembered_step_s
-from .timeline import add_area, add_count, bin_of, observe
+from .timeline import advance, bin_of, count, observe
 
 
 @inner
@@ -95,7 +94,7 @@ def arrive(now_s: float, arrivals: Any, state: Any) -> None:
     index = totals.n_arrived
     totals.n_arrived += 1
     totals.last_arrival_s = now_s
-    add_count(st.ARRIVED, now_s, 1.0, state.sched.series, state.sched.totals)
+    count(st.ARRIVED, 1.0, state.sched.series, state.sched.totals)
     prompt = arrivals.prompt[row]
     output = arrivals.output[row]
     status = refusal(prompt, output, state)
@@ -160,7 +159,7 @@ def finish(slot: int, now_s: float, state: Any) -> None:
         met = met and tpot_s <= state.sched.rules[0].tpot_limit_s
     totals.n_met += met
     state.ended[st.FINISHED] += 1
-    add_count(st.ENDED, now_s, 1.0, state.sched.series, state.sched.totals)
+    count(st.ENDED, 1.0, state.sched.series, state.sched.totals)
     record = state.records[totals.n_records]
     totals.n_records += 1
     record.request = request.index
@@ -201,7 +200,9 @@ def hand_over(g: int, slot: int, now_s: float, state: Any) -> None:
     else:
         state.sched.requests[group.moves_last].right = slot
     group.moves_last = slot
-    state.sched.totals[0].moved_bytes += moved
+    totals = state.sched.totals[0]
+    totals.moved_bytes += moved
+    totals.waiting += 1
 
 
 @inner
@@ -213,11 +214,10 @@ def arrive_moved(g: int, now_s: float, state: Any) -> None:
     group.moves_first = request.right
     if group.moves_first == st.NONE:
         group.moves_last = st.NONE
-    settle_cache(g, now_s, state.sched)
     give_blocks(g, slot, state.sched)
     state.replicas[group.replica].touched = 1
-    add_area(st.WAITING, request.queued_s, now_s, 1.0, state.sched.series, state.sched.totals)
     request.waited_s += now_s - request.queued_s
+    state.sched.totals[0].waiting -= 1
     send(slot, True, now_s, state)
 
 
@@ -231,15 +231,6 @@ def end_step(r: int, now_s: float, state: Any) -> None:
     gap_bin = 0
     for g in range(replica.first_group, replica.last_group):
         group = state.sched.groups[g]
-        settle_cache(g, now_s, state.sched)
-        add_area(
-            st.RUNNING,
-            replica.started_s,
-            now_s,
-            float(group.n_running),
-            state.sched.series,
-            state.sched.totals,
-        )
         kept = 0
         tokens = 0
         for i in range(group.n_running):
@@ -274,9 +265,10 @@ def end_step(r: int, now_s: float, state: Any) -> None:
                 hand_over(g, slot, now_s, state)
                 group.crowded = 0
                 kept -= 1
+        totals.running -= group.n_running - kept
         group.n_running = kept
         totals.output_tokens += tokens
-        add_count(st.TOKENS, now_s, float(tokens), state.sched.series, state.sched.totals)
+        count(st.TOKENS, float(tokens), state.sched.series, state.sched.totals)
     replica.busy_s += now_s - replica.started_s
     replica.ends_s = st.NEVER
     replica.touched = 1
@@ -385,6 +377,7 @@ def run(state: Any, arrivals: Any, pools: Any) -> int:
             continue
         if next_s == st.NEVER:
             return st.DONE
+        advance(now_s, next_s, state.sched.series, state.sched.totals)
         totals.now_s = next_s
         if what == 0:
             arrive(next_s, arrivals, state)

@@ -25,16 +25,7 @@ from typing import Any
 from ._jit import inner
 from .mixed import Batch
 from .request_queue import popped, pushed
-from .serving_state import CACHE, MIXED, NONE, PREFILL, STATIC, WAITING
-from .timeline import add_area
-
-
-@inner
-def settle_cache(g: int, now_s: float, state: Any) -> None:
-    """Account for the cache in use up to now, before it changes."""
-    group = state.groups[g]
-    add_area(CACHE, group.since_s, now_s, float(group.used_bytes), state.series, state.totals)
-    group.since_s = now_s
+from .serving_state import MIXED, NONE, PREFILL, STATIC
 
 
 @inner
@@ -73,6 +64,7 @@ def take_blocks(g: int, slot: int, tokens: int, state: Any) -> bool:
     if group.used_bytes + more > group.capacity_bytes:
         return False
     group.used_bytes += more
+    state.totals[0].used_bytes += more
     request.blocks = blocks
     group.most_used_bytes = max(group.most_used_bytes, group.used_bytes)
     return True
@@ -83,7 +75,9 @@ def give_blocks(g: int, slot: int, state: Any) -> None:
     """Take back all blocks of a request."""
     group = state.groups[g]
     request = state.requests[slot]
-    group.used_bytes -= cache_bytes(group.pool, request.blocks, state)
+    held = cache_bytes(group.pool, request.blocks, state)
+    group.used_bytes -= held
+    state.totals[0].used_bytes -= held
     request.blocks = 0
 
 
@@ -109,7 +103,7 @@ def admit(g: int, now_s: float, state: Any) -> None:
     group.queue = popped(slot, state.requests)
     group.n_waiting -= 1
     state.totals[0].waiting -= 1
-    add_area(WAITING, request.queued_s, now_s, 1.0, state.series, state.totals)
+    state.totals[0].running += 1
     request.waited_s += now_s - request.queued_s
     if request.swapped == 1:
         rules = state.rules[group.pool]
@@ -131,6 +125,7 @@ def preempt(g: int, place: int, now_s: float, state: Any) -> None:
     for i in range(place, group.n_running - 1):
         running[g, i] = running[g, i + 1]
     group.n_running -= 1
+    state.totals[0].running -= 1
     request = state.requests[slot]
     rules = state.rules[group.pool]
     if rules.swaps == 1:
@@ -284,7 +279,6 @@ def compose_apart(g: int, now_s: float, state: Any) -> None:
 def compose(g: int, now_s: float, state: Any) -> None:
     """Decide what a group computes in the step that starts now: `new_tokens` of its requests."""
     group = state.groups[g]
-    settle_cache(g, now_s, state)
     group.swap_s = 0.0
     if state.rules[group.pool].policy == MIXED:
         compose_mixed(g, now_s, state)

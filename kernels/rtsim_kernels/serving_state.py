@@ -111,7 +111,6 @@ GROUP = np.dtype(
         ("moves_first", _INT),  # caches on their way to another pool, in order
         ("moves_last", _INT),
         ("link_free_s", _FLOAT),
-        ("since_s", _FLOAT),  # since when used_bytes holds
         ("swap_s", _FLOAT),  # of the step under way
     ]
 )
@@ -153,7 +152,9 @@ TOTALS = np.dtype(
         ("first_decoder", _INT),  # first group of the decoding pool; 0 without one
         ("next_entry", _INT),  # round robin
         ("next_decoder", _INT),
-        ("waiting", _INT),
+        ("waiting", _INT),  # requests now, with those whose cache is on its way
+        ("running", _INT),
+        ("used_bytes", _INT),  # of all groups
         ("waiting_at_last_arrival", _INT),
         ("in_flight_at_last_arrival", _INT),
         ("most_waiting", _INT),
@@ -187,7 +188,9 @@ STEP = np.dtype(
         ("decodes", _INT),
         ("prompts", _INT),
         ("prompt_tokens", _INT),
-        ("waiting", _INT),
+        ("waiting", _INT),  # requests now, with those whose cache is on its way
+        ("running", _INT),
+        ("used_bytes", _INT),  # of all groups
     ]
 )
 

@@ -6,8 +6,8 @@ means over all of the time are too: mean number in the system x time = sum of ti
 (Little, Oper. Res. 9, 1961), whatever the buckets.
 
 **Distributions.** Histograms over the logarithm of a time, bins a factor `1 + 5e-4` wide from
-0.1 us to 10^7 s; a percentile is within half a bin (0.025 %) of that of the times themselves. Number,
-sum and largest are exact.
+0.1 us to 10^7 s; a percentile is within half a bin (0.025 %) of that of the times themselves.
+Number, sum and largest are exact.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 from typing import Any
 
 from ._jit import inner
-from .serving_state import N_SERIES
+from .serving_state import CACHE, N_SERIES, RUNNING, WAITING
 
 LOWEST_S = 1e-7
 BIN = 5e-4  # of the natural logarithm
@@ -26,42 +26,32 @@ FIRST_BUCKET_S = 0.01
 
 
 @inner
-def bucket_of(time_s: float, series: Any, totals: Any) -> int:
-    """Bucket that holds a time; joins buckets until there is one."""
+def advance(start_s: float, end_s: float, series: Any, totals: Any) -> None:
+    """Account for the time from one event to the next, in which nothing changes.
+
+    Joins buckets until one holds `end_s`, and adds the areas under what waits, runs and is cached.
+    """
     n = series.shape[1]
-    while time_s >= n * totals[0].bucket_s:
+    while end_s >= n * totals[0].bucket_s:
         for row in range(N_SERIES):
             for i in range(n // 2):
                 series[row, i] = series[row, 2 * i] + series[row, 2 * i + 1]
             for i in range(n // 2, n):
                 series[row, i] = 0.0
         totals[0].bucket_s *= 2.0
-    return int(time_s / totals[0].bucket_s)
-
-
-@inner
-def add_area(
-    row: int, start_s: float, end_s: float, value: float, series: Any, totals: Any
-) -> None:
-    """Add `value` over an interval of time to the buckets that it crosses."""
-    if end_s <= start_s or value == 0.0:
-        return
-    last = bucket_of(end_s, series, totals)
-    first = bucket_of(start_s, series, totals)
     width_s = totals[0].bucket_s
-    if first == last:
-        series[row, first] += value * (end_s - start_s)
-        return
-    series[row, first] += value * ((first + 1) * width_s - start_s)
-    for i in range(first + 1, last):
-        series[row, i] += value * width_s
-    series[row, last] += value * (end_s - last * width_s)
+    last = int(end_s / width_s)
+    for i in range(int(start_s / width_s), last + 1):
+        inside_s = min(end_s, (i + 1) * width_s) - max(start_s, i * width_s)
+        series[WAITING, i] += inside_s * totals[0].waiting
+        series[RUNNING, i] += inside_s * totals[0].running
+        series[CACHE, i] += inside_s * totals[0].used_bytes
 
 
 @inner
-def add_count(row: int, time_s: float, count: float, series: Any, totals: Any) -> None:
-    """Count something at a time."""
-    series[row, bucket_of(time_s, series, totals)] += count
+def count(row: int, number: float, series: Any, totals: Any) -> None:
+    """Count something that happens now."""
+    series[row, int(totals[0].now_s / totals[0].bucket_s)] += number
 
 
 @inner

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def test_more_load_means_longer_latency():
     for rate in (20.0, 60.0, 120.0, 200.0, 400.0):
         traffic = Generated(rate, LENGTHS, 1000, seed=7)
         means.append(simulate(Deployment(engine()), traffic).e2e.mean_s)
-    for lighter, heavier in zip(means, means[1:], strict=False):
+    for lighter, heavier in pairwise(means):
         assert heavier >= lighter * 0.99
     assert means[-1] > 1.3 * means[0]
 
@@ -266,7 +267,7 @@ def _remembered(kernels, batch, pool):
     global _caller  # noqa: PLW0603 (compiled once: the function has no entry from Python)
     if _caller is None:
         inner = kernels.step_memo.remembered_step_s
-        _caller = numba.njit(lambda batch, pool: inner(batch, pool))
+        _caller = numba.njit(lambda batch, pool: inner(batch, pool))  # noqa: PLW0108
     return _caller(batch, pool)
 
 
@@ -397,7 +398,7 @@ def test_records_and_chrome_trace(tmp_path):
     assert len(steps) == found.result.n_steps
     for replica in (0, 1):
         own = sorted((e["ts"], e["dur"]) for e in steps if e["pid"] == replica)
-        for (start, length), (following, _) in zip(own, own[1:], strict=False):
+        for (start, length), (following, _) in pairwise(own):
             assert start + length <= following * (1 + 1e-12) + 1e-6
     begun, ended = ([e["id"] for e in events if e["ph"] == ph] for ph in "be")
     assert sorted(begun) == sorted(ended)

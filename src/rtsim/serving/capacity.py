@@ -22,6 +22,7 @@ from rtsim.serving.simulate import offline_rate, simulate
 from rtsim.serving.simulated import Simulated
 
 TOLERANCE = 0.01  # of the rate, between the one that meets the level and the one that misses it
+_ALONE = 0.01  # requests running on average
 _MOST_STEPS = 24  # doublings or halvings in search of the two
 
 
@@ -96,6 +97,8 @@ def capacity(
             rate /= 2.0
         if low > 0.0 and math.isfinite(high):
             break
+        if low == 0.0 and tried[-1].result.mean_running < _ALONE:
+            break  # requests hardly ever meet: a lower rate changes nothing
         if not 1e-6 <= rate <= 1e6:
             break
     while low > 0.0 and math.isfinite(high) and high > low * (1.0 + tolerance):
