@@ -217,6 +217,8 @@ def _traffic(
         raise SpecError.of_missing(
             "rate", "give --rate (requests per second), --concurrency, --trace or --capacity"
         )
+    if concurrency is not None and concurrency < 1:
+        raise SpecError("concurrency", concurrency, "must be a whole number above zero")
     if rate is not None and concurrency is not None:
         raise SpecError("concurrency", concurrency, "a closed loop has no rate: give one of them")
     if cv is not None and arrivals != "bursty":

@@ -16,7 +16,8 @@ mean gap after the last arrival.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -168,17 +169,24 @@ class Played:
         """The same with its requests in memory, for a trace that is played many times."""
         return self if self.kept is not None else replace(self, kept=read_trace(self.source))
 
+    def _recorded(self) -> Generator[Requests, None, None]:
+        if self.kept is not None:
+            yield self.kept
+        else:
+            yield from read_blocks(self.source)
+
     def blocks(self) -> Iterator[Requests]:
         """The requests, a block at a time."""
         left = self.n_requests
         start_s = 0.0
         while left > 0:
-            for block in [self.kept] if self.kept is not None else read_blocks(self.source):
-                part = Requests(*(column[:left] for column in block))
-                yield part._replace(arrival_s=(start_s + part.arrival_s) * self.stretch)
-                left -= len(part.arrival_s)
-                if left == 0:
-                    break
+            with closing(self._recorded()) as recorded:
+                for block in recorded:
+                    part = Requests(*(column[:left] for column in block))
+                    yield part._replace(arrival_s=(start_s + part.arrival_s) * self.stretch)
+                    left -= len(part.arrival_s)
+                    if left == 0:
+                        break
             start_s += self.recorded_s + self._mean_gap_s
 
 

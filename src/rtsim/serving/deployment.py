@@ -73,7 +73,7 @@ class Deployment:
                 )
             check_scheduler(engine)
         if len(self.group_rows()) > MOST_GROUPS:
-            raise SpecError("replicas", self.replicas, f"at most {MOST_GROUPS:,} groups in all")
+            raise SpecError("dp", sum(self.replicas), f"at most {MOST_GROUPS:,} groups in all")
 
     @property
     def engines(self) -> tuple[Engine, ...]:

@@ -49,7 +49,8 @@ def read_blocks(path: str | Path) -> Iterator[Requests]:
             packed = file.read(2) == _GZIP_MAGIC
         with Path(path).open("rb") as file, gzip.GzipFile(fileobj=file) as unpacked:
             binary: Any = unpacked if packed else file
-            yield from _blocks(path, io.TextIOWrapper(binary, encoding="utf-8-sig", newline=""))
+            with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as text:
+                yield from _blocks(path, text)
     except FileNotFoundError:
         raise DataError(path, "no such file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile):
