@@ -9,7 +9,9 @@ little; the rate with all cores is wall-clock time and is not.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gc
+import os
 import platform
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+import rtsim
 from rtsim.bulk import n_threads, predict_many
 from rtsim.predict import system
 from rtsim.specs import ModelSpec
@@ -140,10 +143,20 @@ def marginal() -> dict[str, float]:
         "`System.times`, one at a time": cpu_s(
             lambda: [h100.times(8, 1024, 256) for _ in range(1000)]
         ) / 1000,
-        "`rtsim.predict`, the whole answer": cpu_s(
-            lambda: [h100.predict(8, 1024, 256, compiled=True) for _ in range(20)]
+        "`rtsim.predict`, of which the times are read": cpu_s(
+            lambda: [by_names().e2e_latency_s for _ in range(1000)]
+        ) / 1000,
+        "`rtsim.predict`, all of it read": cpu_s(
+            lambda: [dataclasses.replace(by_names()) for _ in range(20)]
         ) / 20,
     }  # fmt: skip
+
+
+def by_names() -> rtsim.Prediction:
+    """One library prediction, asked for by names."""
+    return rtsim.predict(
+        "llama-3.1-70b", "h100", tp=8, batch_size=8, input_len=1024, output_len=256, compiled=True
+    )
 
 
 def fresh_s(path: str, values: list[Any]) -> float:
@@ -159,16 +172,25 @@ MILLION: dict[str, Any] = {
     "gpu.hbm_bytes_per_s": [1e12 * 1.025**i for i in range(63)],
     "batch_size": BATCHES, "input_len": PROMPTS, "output_len": OUTPUTS,
 }  # fmt: skip
+# No two prompts of a system make as many tokens, so that every row has products of its own.
+OWN_PROMPTS: dict[str, Any] = {
+    **MILLION, "batch_size": [2**i for i in range(8)], "input_len": range(1001, 17001, 128),
+    "output_len": [256],
+}  # fmt: skip
 
 
 def million() -> dict[str, tuple[float, float]]:
-    """(wall, CPU) seconds of a million rows, by where they go."""
+    """(wall, CPU) seconds of a million rows, by what they are and where they go."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, output in (("in memory", None), ("to Parquet", f"{folder}/out.parquet")):
+        for name, grid, output in (
+            ("in memory", MILLION, None),
+            ("to Parquet", MILLION, f"{folder}/out.parquet"),
+            ("in memory, each row a number of prompt tokens of its own", OWN_PROMPTS, None),
+        ):
 
-            def run(output: str | None = output) -> None:
-                sweep(MILLION, output=output)
+            def run(grid: Any = grid, output: str | None = output) -> None:
+                sweep(grid, output=output)
 
             run()
             best = (float("inf"), float("inf"))
@@ -220,6 +242,27 @@ def peak_bytes(n_outputs: int) -> int:
     return int(run.stdout) * 1024
 
 
+_COMPILE = (
+    "import time, rtsim_kernels; rtsim_kernels.compiled(); start = time.process_time();"
+    "from rtsim.bulk import warm_up; warm_up(); print(time.process_time() - start)"
+)
+
+
+def first_compile_s() -> float:
+    """CPU seconds of a first bulk prediction with an empty cache, beyond one with a full one."""
+    with tempfile.TemporaryDirectory() as folder:
+        first, again = (
+            float(
+                subprocess.run(
+                    [sys.executable, "-c", _COMPILE], capture_output=True, text=True, check=True,
+                    env={**os.environ, "RTSIM_CACHE_DIR": folder},
+                ).stdout
+            )
+            for _ in range(2)
+        )  # fmt: skip
+    return first - again
+
+
 def figure(rows: list[tuple[int, float]], operators: list[tuple[int, float]]) -> None:
     """Cost against rows and against operators."""
     from matplotlib.figure import Figure
@@ -256,12 +299,13 @@ def page(most_rows: int) -> str:
     figure(rows, operators)
     slope = (operators[-1][1] - operators[0][1]) / (operators[-1][0] - operators[0][0])
     per_row = rows[-1][1]
-    grid_rows = 4 * 4 * 63 * 1000
+    grid_rows = 4 * 4 * 63 * 1000  # of each
+    compile_s = first_compile_s()
     lines = [
         "# How fast bulk predictions are",
         "",
         "Written by `python scripts/speed.py --write`; the benchmarks are in `benchmarks/`.",
-        f"Measured on {n_threads()} cores of {platform.machine()} shared with other work, Python "
+        f"Measured on {n_threads()} cores of {platform.machine()}, Python "
         f"{platform.python_version()}, warm.",
         "Times are CPU time of one thread; a full prediction is prefill and decode over the whole",
         "context with memory, cost, energy, utilisation and interval.",
@@ -280,15 +324,30 @@ def page(most_rows: int) -> str:
             ],
         ),
         "",
-        "A million rows (4 GPUs x 4 tp x 63 bandwidths x 10 batches x 10 prompts x 10 outputs):",
+        "A million rows (4 GPUs x 4 tp x 63 bandwidths x 10 batches x 10 prompts x 10 outputs, or",
+        "8 batches x 125 prompts). Wall times include what else the machine had to do:",
         "",
         table(
-            ("", "CPU s", "wall s, all cores, busy machine", "rows a second (wall)"),
+            (
+                "",
+                "CPU s",
+                f"rows a second, {n_threads()} free cores (from CPU)",
+                "wall s, all cores",
+                "rows a second (wall)",
+            ),
             [
-                (name, f"{cpu:.2f}", f"{wall:.2f}", f"{grid_rows / wall:,.0f}")
+                (
+                    name,
+                    f"{cpu:.2f}",
+                    f"{grid_rows * n_threads() / cpu:,.0f}",
+                    f"{wall:.2f}",
+                    f"{grid_rows / wall:,.0f}",
+                )
                 for name, (wall, cpu) in sweeps.items()
             ],
         ),
+        "",
+        f"The first sweep of a machine compiles its kernels, once: {compile_s:.1f} s of CPU.",
         "",
         "Memory of a sweep to a file that keeps part of its rows:",
         "",

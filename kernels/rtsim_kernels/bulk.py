@@ -42,9 +42,11 @@ from .bulk_rows import (
 from .bulk_steps import GRID_POINTS, add_operators, decode_work, grid_index, joined_s
 from .generation import GROUP_HOST, GROUP_PROMPT_HOST, N_GROUPS, grid_above, grid_below
 from .row_figures import (
+    DECODED,
     FITS,
     MEMORY,
     N_COLUMNS,
+    PROMPT,
     memory_bytes,
     row_error,
     set_variance,
@@ -101,10 +103,7 @@ def predict_rows(
     step = np.zeros(N_STEP)
     grid = np.zeros((GRID_POINTS, N_STEP))
     known = np.zeros(GRID_POINTS)
-    prompt = np.zeros(N_GROUPS)
-    decoded = np.zeros(N_GROUPS)
-    both = np.zeros(N_GROUPS)
-    variance = np.zeros(N_GROUPS)
+    groups = np.zeros((3, N_GROUPS))
     pass_tokens = np.zeros(table_size(most_rows))
     pass_places = np.zeros(len(pass_tokens))
     for at in range(len(systems)):
@@ -128,6 +127,9 @@ def predict_rows(
         pass_sums = np.zeros((n_passes * n_segments, N_SUMS))
         pass_work = np.zeros((n_passes, 2))
         pass_known = np.zeros(n_passes)
+        any_on_both = False
+        for i in range(system.first, system.last):
+            any_on_both = any_on_both or joined.dependence[i] == ON_BOTH
         group_sequences = -1.0
         prompt_len = -1.0
         head_phase = 0.0
@@ -160,7 +162,7 @@ def predict_rows(
                     rounds = min(plan.micro_batches, n_sequences)
                     fill = (rounds + plan.stages - 1.0) / plan.stages
                     turns = max(1.0, rounds / plan.stages)
-                set_variance(system, n_sequences, variance)
+                set_variance(system, n_sequences, groups)
                 decode_sums[:] = 0.0
                 decode_base_work[:] = 0.0
                 head_phase = 0.0
@@ -206,25 +208,26 @@ def predict_rows(
                 work[0] = pass_work[found, 0] + head_work[0]
                 work[1] = pass_work[found, 1] + head_work[1]
                 for wanted in (ON_BOTH, ON_CONTEXT):
-                    add_operators(
-                        wanted, system, joined, together, new_tokens, context, machine, seconds,
-                        sums, work,
-                    )  # fmt: skip
+                    if wanted == ON_CONTEXT or any_on_both:
+                        add_operators(
+                            wanted, system, joined, together, new_tokens, context, machine,
+                            seconds, sums, work,
+                        )  # fmt: skip
                 start_s = host.slowness * host.prompt_token_s * together * new_tokens
                 prefill = fill * joined_s(system, joined.segments, host, start_s, sums, step)
-                prompt[:] = 0.0
+                groups[PROMPT, :] = 0.0
                 rest = prefill
                 for kind in range(N_KINDS):
-                    prompt[kind] = step[kind] * fill
-                    rest -= prompt[kind]
-                prompt[GROUP_PROMPT_HOST] = rest
+                    groups[PROMPT, kind] = step[kind] * fill
+                    rest -= groups[PROMPT, kind]
+                groups[PROMPT, GROUP_PROMPT_HOST] = rest
                 prompt_flops = work[0]
                 prompt_bytes = work[1]
             decode = 0.0
             flops = prompt_flops
             moved = prompt_bytes
             if output_len > 1.0:
-                decoded[:] = 0.0
+                groups[DECODED, :] = 0.0
                 last_context = input_len + output_len - 1.0
                 low = grid_below(input_len + 1.0)
                 at_low = grid_index(low)
@@ -250,16 +253,16 @@ def predict_rows(
                             )  # fmt: skip
                             joined_s(system, joined.segments, host, 0.0, sums, grid[point])
                         for kind in range(N_KINDS):
-                            decoded[kind] += weight * grid[point, kind]
+                            groups[DECODED, kind] += weight * grid[point, kind]
                         decode += weight * grid[point, STEP_S]
                     low = high
                     at_low += 1
                 decode *= turns
                 rest = decode
                 for kind in range(N_KINDS):
-                    decoded[kind] *= turns
-                    rest -= decoded[kind]
-                decoded[GROUP_HOST] = rest
+                    groups[DECODED, kind] *= turns
+                    rest -= groups[DECODED, kind]
+                groups[DECODED, GROUP_HOST] = rest
                 work[0] = decode_base_work[0]
                 work[1] = decode_base_work[1]
                 decode_work(
@@ -274,5 +277,5 @@ def predict_rows(
             out[FITS, target] = out[MEMORY, target] <= system.capacity_bytes
             write_row(
                 system, machine, batch_size, n_sequences, input_len, output_len, prefill, decode,
-                prompt, decoded, both, variance, flops * repeated, moved * repeated, out, target,
+                groups, flops * repeated, moved * repeated, out, target,
             )  # fmt: skip

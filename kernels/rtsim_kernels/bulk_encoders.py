@@ -15,9 +15,11 @@ from ._jit import inner, jit
 from .bulk_steps import mean_window
 from .generation import GROUP_HOST, GROUP_PROMPT_HOST, N_GROUPS, generation_s, owed
 from .row_figures import (
+    DECODED,
     FITS,
     MEMORY,
     N_COLUMNS,
+    PROMPT,
     memory_bytes,
     row_error,
     set_variance,
@@ -30,11 +32,12 @@ from .step import operator_work, runs
 @inner
 def encoder_row(
     system: Any, joined: Any, n_sequences: float, together: float, input_len: float,
-    output_len: float, machine: Any, times: Any, prompt: Any, decoded: Any, work: Any,
+    output_len: float, machine: Any, times: Any, groups: Any, work: Any,
 ) -> tuple[float, float]:  # fmt: skip
     """A row of a model with an encoder: (prefill, decode) seconds as `generation_s`.
 
-    Writes what they are owed to (groups) and the work: (prompt, decode step) x (FLOPs, bytes).
+    Writes what they are owed to (groups, see `row_figures.write_row`) and the work: (prompt, decode
+    step) x (FLOPs, bytes).
     """
     operators = joined.operators[system.first : system.last]
     segments = joined.segments[system.first_segment : system.last_segment]
@@ -44,10 +47,10 @@ def encoder_row(
         n_sequences, input_len, output_len, operators, segments, machine, times[0, :n],
         times[1, :n], times[2, :n],
     )  # fmt: skip
-    prompt_host_s = owed(prefill, times[0, :n], operators, executions, prompt)
-    prompt[GROUP_PROMPT_HOST] += prompt_host_s
-    host_s = owed(decode, times[1, :n], operators, executions, decoded)
-    decoded[GROUP_HOST] += host_s
+    prompt_host_s = owed(prefill, times[0, :n], operators, executions, groups[PROMPT])
+    groups[PROMPT, GROUP_PROMPT_HOST] += prompt_host_s
+    host_s = owed(decode, times[1, :n], operators, executions, groups[DECODED])
+    groups[DECODED, GROUP_HOST] += host_s
     work[:] = 0.0
     two_parts = machine.plan.model_kind == tables.ENCODER_DECODER
     own = whole_parts(input_len, machine.plan.prompt_ranks)
@@ -96,10 +99,7 @@ def predict_encoder_rows(
     """`bulk.predict_rows` for the systems of models with an encoder; leaves the others alone."""
     times = np.zeros((3, len(joined.operators), 2))
     work = np.zeros((2, 2))
-    prompt = np.zeros(N_GROUPS)
-    decoded = np.zeros(N_GROUPS)
-    both = np.zeros(N_GROUPS)
-    variance = np.zeros(N_GROUPS)
+    groups = np.zeros((3, N_GROUPS))
     for at in range(len(systems)):
         system = systems[at]
         if system.machine < 0:
@@ -120,10 +120,10 @@ def predict_encoder_rows(
                 continue
             n_sequences = whole_parts(batch_size, system.groups)
             together = whole_parts(n_sequences, plan.micro_batches)
-            set_variance(system, n_sequences, variance)
+            set_variance(system, n_sequences, groups)
             prefill, decode = encoder_row(
                 system, joined, n_sequences, together, input_len, output_len, machine, times,
-                prompt, decoded, work,
+                groups, work,
             )  # fmt: skip
             repeated = n_sequences / together
             flops = work[0, 0] + work[1, 0] * (output_len - 1.0)
@@ -134,5 +134,5 @@ def predict_encoder_rows(
             out[FITS, target] = out[MEMORY, target] <= system.capacity_bytes
             write_row(
                 system, machine, batch_size, n_sequences, input_len, output_len, prefill, decode,
-                prompt, decoded, both, variance, flops * repeated, moved * repeated, out, target,
+                groups, flops * repeated, moved * repeated, out, target,
             )  # fmt: skip

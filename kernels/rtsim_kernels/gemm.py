@@ -453,7 +453,10 @@ def gemm_s(
     if gemm.a_bytes < CUDA_CORE_BYTES and m > 1.0:
         element = math.floor(gemm.a_bytes) if gemm.a_bytes >= 1.0 else 0.5  # scales lie apart
         lost = max(halvings(k * element), halvings(n * gemm.out_bytes))
-        best *= 1.0 + gemm.misaligned_cost * lost
+        longer = 1.0 + gemm.misaligned_cost * lost
+        best *= longer  # each load takes so many more, and math and traffic with them
+        best_body *= longer
+        best_memory *= longer
     seconds = max(fixed + best, gemm_flops(m, n, k, batch) / short_flops_per_s(gemm, device))
     bound = BOUND_MEMORY
     if best_body > best_memory:

@@ -41,6 +41,9 @@ COLUMNS = (
 ) = range(len(COLUMNS))  # fmt: skip
 N_COLUMNS = len(COLUMNS)
 
+# Rows of the groups that a row's times are owed to, see `write_row`.
+PROMPT, DECODED, VARIANCE = range(3)
+
 # One system: its rows in the joined tables, and what cost, memory and interval need of it.
 SYSTEM = np.dtype(
     [
@@ -97,14 +100,12 @@ def whole_parts(size: float, parts: float) -> float:
 
 
 @inner
-def half_width(owed_s: Any, variance: Any, row_variance: float) -> float:
-    """Half-width of the 90 % interval in ln(seconds), as `rtsim.profile.interval_half_width`."""
-    total = 0.0
-    spread = 0.0
-    for group in range(N_GROUPS):
-        total += owed_s[group]
-        spread += owed_s[group] * owed_s[group] * variance[group]
-    return DEVIATIONS_90 * math.sqrt(spread / (total * total) + row_variance)
+def half_width(total_s: float, spread: float, row_variance: float) -> float:
+    """Half-width of the 90 % interval in ln(seconds), as `rtsim.profile.interval_half_width`.
+
+    spread: sum over groups of (seconds owed to it)^2 variance.
+    """
+    return DEVIATIONS_90 * math.sqrt(spread / (total_s * total_s) + row_variance)
 
 
 @inner
@@ -132,29 +133,43 @@ def memory_bytes(system: Any, caches: Any, plan: Any, n_sequences: float, input_
 @inner
 def write_row(
     system: Any, machine: Any, batch_size: float, n_sequences: float, input_len: float,
-    output_len: float, prefill: float, decode: float, prompt: Any, decoded: Any, both: Any,
-    variance: Any, flops: float, moved: float, out: Any, row: int,
+    output_len: float, prefill: float, decode: float, groups: Any, flops: float, moved: float,
+    out: Any, row: int,
 ) -> None:  # fmt: skip
-    """Everything of a row but its memory, from its two times and what they are owed to."""
+    """Everything of a row but its memory, from its two times.
+
+    groups: (3, N_GROUPS): seconds owed to each group in the prompt pass (PROMPT) and in all decode
+    steps (DECODED), and its variance (VARIANCE). One array, since each is counted in and out.
+    """
     total = prefill + decode
     tokens = batch_size * output_len
     gpu_seconds = total * system.num_gpus
     row_variance = system.sigma_row * system.sigma_row
-    factor = math.exp(half_width(prompt, variance, row_variance))
+    prompt_s = 0.0
+    decoded_s = 0.0
+    prompt_spread = 0.0
+    decoded_spread = 0.0
+    both_spread = 0.0
+    for group in range(N_GROUPS):
+        prompt = groups[PROMPT, group]
+        decoded = groups[DECODED, group]
+        variance = groups[VARIANCE, group]
+        prompt_s += prompt
+        decoded_s += decoded
+        prompt_spread += prompt * prompt * variance
+        decoded_spread += decoded * decoded * variance
+        both_spread += (prompt + decoded) * (prompt + decoded) * variance
+    factor = math.exp(half_width(prompt_s, prompt_spread, row_variance))
     out[TTFT, row] = prefill
     out[TTFT_LOW, row] = prefill / factor
     out[TTFT_HIGH, row] = prefill * factor
-    for group in range(N_GROUPS):
-        both[group] = prompt[group]
     if output_len > 1.0:
         tpot = decode / (output_len - 1.0)
-        factor = math.exp(half_width(decoded, variance, row_variance))
+        factor = math.exp(half_width(decoded_s, decoded_spread, row_variance))
         out[TPOT, row] = tpot
         out[TPOT_LOW, row] = tpot / factor
         out[TPOT_HIGH, row] = tpot * factor
-        for group in range(N_GROUPS):
-            both[group] += decoded[group]
-        factor = math.exp(half_width(both, variance, row_variance))
+        factor = math.exp(half_width(prompt_s + decoded_s, both_spread, row_variance))
     else:
         out[TPOT, row] = math.nan
         out[TPOT_LOW, row] = math.nan
@@ -200,8 +215,8 @@ def row_error(system: Any, plan: Any, batch: float, input_len: float, output_len
 
 
 @inner
-def set_variance(system: Any, n_sequences: float, variance: Any) -> None:
-    """Variance of ln(error) by group at a batch, as `rtsim.predict.System` has it."""
+def set_variance(system: Any, n_sequences: float, groups: Any) -> None:
+    """Write the variance of ln(error) by group at a batch, as `rtsim.predict.System` has it."""
     beyond = 0.0
     if system.log_most_batch == system.log_most_batch:
         log_batch = math.log(n_sequences)
@@ -210,4 +225,4 @@ def set_variance(system: Any, n_sequences: float, variance: Any) -> None:
     unlike = min(1.0, max(system.unlike, beyond))
     for group in range(N_GROUPS):
         seen = system.seen[group] + unlike * system.beyond[group]
-        variance[group] = seen * max(1.0, beyond) + system.transfer[group]
+        groups[VARIANCE, group] = seen * max(1.0, beyond) + system.transfer[group]

@@ -4,12 +4,15 @@ n requests are in flight in a group of GPUs, each with I prompt and O output tok
 the next arrives. Steps are pure decode steps, which take d, and steps with a chunk of one prompt,
 which take t; k chunks make a prompt, so a prompt costs all others
 
-    x = k (t - d)    chunks beside decodes        x = k t    prompts in steps of their own
+    x = k (t - d) / m    chunks beside decodes        x = k t / m    prompts in steps of their own
 
-A request spends W waiting, `own` in its prompt's steps, and D = (O - 1) tpot decoding; in all T.
-While it decodes, the n - 1 others send (n - 1) / T prompts a second:
+with m prompts in a step: those that arrive while one runs, at least one, at most the budget.
 
-    D = (O - 1) d + x D (n - 1) / T,   T = W + own + D
+A request spends A before its first token (to the scheduler and back, half a step that is under
+way, waiting, `own` in its prompt's steps) and D = (O - 1) tpot decoding; in all T. While it
+decodes, the n - 1 others send (n - 1) / T prompts a second:
+
+    D = (O - 1) d + x D (n - 1) / T,   T = A + D
 
 a quadratic in D. For long outputs it is tpot = d + x (n - 1) / (O - 1). Of the n requests the share
 D / T decodes at a time, which sets the batch of a decode step. Waiting is that of a server with
@@ -25,8 +28,8 @@ Speculative decoding checks m drafted tokens and one more per step and keeps
 of them on average for an acceptance a (Leviathan et al., ICML 2023, eq. 1); drafting costs
 `draft_frac` of a decode step per token.
 
-Known error: docs/serving.md, from rows outside the fit. Ignored: the spread of lengths, merged
-prompts of one step, and synchronised starts beyond `bunching`.
+Known error: docs/accuracy-serving.md, from rows outside the fit. Ignored: the spread of lengths,
+and synchronised starts beyond `bunching`.
 """
 
 from __future__ import annotations
@@ -73,7 +76,7 @@ class Steady(NamedTuple):
     tpot_s: float
     decode_step_s: float
     mixed_step_s: float
-    cycle_s: float  # time that a running request spends in the engine
+    cycle_s: float  # from one request to the next of a slot that is never empty
     running: float  # requests in the engine
     decoding: float  # of them
     busy_frac: float  # share of time that prompts take
@@ -116,6 +119,7 @@ def steady_state(
     chunks = new / chunk
     chunk_context = load.cached_tokens + 0.5 * (new + chunk)
     decoding = running if steps > 0.0 else 0.0
+    together = 1.0  # prompts in a step
     decode_s = 0.0
     mixed_s = 0.0
     own_s = 0.0
@@ -128,7 +132,7 @@ def steady_state(
         if load.policy == MIXED:
             beside = max(0.0, decoding - 1.0) / load.stages
         mixed_s = engine_step_s(
-            Batch(beside, mean_context, 1.0, chunk, chunk_context, 1.0 / chunks,
+            Batch(beside, mean_context, together, chunk, chunk_context, together / chunks,
                   1.0 + load.speculated), False,
             operators, segments, machine, engine, times,
         )  # fmt: skip
@@ -143,36 +147,38 @@ def steady_state(
         prompt_s = own_s
         if load.policy == MIXED and beside > 0.0:
             prompt_s = chunks * max(0.0, mixed_s - decode_s)
-        prompt_s /= load.stages
+        prompt_s /= load.stages * together
         # Waiting and the length of a cycle depend on each other.
+        fixed_s = engine.request_s + own_s
+        if others > 0.0:
+            fixed_s += 0.5 * decode_s
         wait_s = 0.0
         for _ in range(WAIT_ROUNDS):
-            alone_s = wait_s + own_s
-            linear = alone_s - others * prompt_s - steps * decode_s
-            spent_s = 0.5 * (math.sqrt(linear * linear + 4.0 * steps * decode_s * alone_s) - linear)
-            cycle_s = max(alone_s + spent_s, others * prompt_s)
+            first_s = fixed_s + wait_s
+            linear = first_s - others * prompt_s - steps * decode_s
+            root = math.sqrt(linear * linear + 4.0 * steps * decode_s * first_s)
+            spent_s = 0.5 * (root - linear) if steps > 0.0 else 0.0
+            cycle_s = max(first_s + spent_s, others * prompt_s)
             busy = min(MOST_BUSY, others * prompt_s / cycle_s)
-            together = 0.5 * engine.bunching * others * prompt_s
-            wait_s = 0.5 * busy * prompt_s / (1.0 - busy) + together
-        if steps <= 0.0:
-            break
-        decoding = max(1e-9, running * spent_s / cycle_s)
-    busy_frac = min(1.0, running * prompt_s / cycle_s)
+            bunched_s = 0.5 * engine.bunching * others * prompt_s
+            wait_s = 0.5 * busy * prompt_s / (1.0 - busy) + bunched_s
+        arriving = others / cycle_s * mixed_s / load.stages
+        together = min(max(1.0, arriving), max(1.0, room / chunk))
+        if steps > 0.0:
+            decoding = max(1e-9, running * spent_s / cycle_s)
+    # What keeps the cycle from being shorter than the prompts of the others is waiting, too.
+    first_s = cycle_s - spent_s
     queued = max(0.0, load.in_flight - running)
-    step_under_way_s = 0.0
-    if others > 0.0:
-        step_under_way_s = 0.5 * decode_s
-    alone_s = engine.request_s + own_s
     return Steady(
-        alone_s + step_under_way_s + wait_s + queued * cycle_s / running,
-        alone_s,
+        first_s + queued * cycle_s / running,
+        engine.request_s + own_s,
         spent_s / steps / gain if steps > 0.0 else math.nan,
         decode_s,
         mixed_s,
         cycle_s,
         running,
         decoding if steps > 0.0 else 0.0,
-        busy_frac,
+        min(1.0, running * prompt_s / cycle_s),
     )
 
 

@@ -32,6 +32,7 @@ from rtsim.prediction import (
 )
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
+from rtsim.specs.provenance import condensed
 from rtsim.specs.workload import WorkloadSpec
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ class Answer:
     @property
     def model(self) -> ModelSummary:
         model = self.system.model
-        return ModelSummary(model.name, model.parameters, model.active_parameters)
+        return ModelSummary(
+            model.name, model.parameters, model.active_parameters, model.kind, model.keeps
+        )
 
     @property
     def gpu(self) -> GpuSummary:
@@ -154,7 +157,7 @@ class Answer:
             usd_per_request=usd / batch_size,
             usd_per_million_output_tokens=usd / (batch_size * output_len) * 1e6,
             usd_per_gpu_hour=price.usd_per_hour,
-            source=f"{price.source} ({price.date})",
+            source=price.source_and_date,
         )
 
     @property
@@ -181,7 +184,8 @@ class Answer:
     @property
     def sources(self) -> tuple[str, ...]:
         profile = self.system.profile
-        found = [f"profile {profile.name}: {profile.provenance.get('source', 'own')}"]
+        fitted_to = condensed(profile.provenance.get("source", "own"))
+        found = [f"profile {profile.name}: {fitted_to}"]
         for what, spec in (("GPU", self.system.gpu), ("model", self.system.model)):
             origin = spec.provenance
             if origin is not None:

@@ -32,10 +32,12 @@ from rtsim.fitting.sort_rows import (
     FileReport,
     ImpossibleRow,
     Runs,
+    launch_s,
     sort_rows,
     table_paths,
     why_nothing,
 )
+from rtsim.fitting.start import informed, timed_alike
 from rtsim.measurements import Table, read_table
 from rtsim.operators import StackTraits
 from rtsim.profile import DECLARED, DEVIATIONS_90, Profile, load_profile
@@ -152,6 +154,9 @@ def calibrate(
     by_section: dict[str, list[Block]] = {}
     for block in rows.blocks:
         by_section.setdefault(block.section, []).append(block)
+    for section, members in by_section.items():
+        by_section[section] = timed_alike(members, notes)
+    start = informed(start, generations, launch_s(tables, spec, stack), notes)
     if not by_section and not generations and not rows.runs:
         raise DataError(
             ", ".join(map(str, paths[:3])), f"no row of {stack} on {spec.name} to fit: "

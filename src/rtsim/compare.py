@@ -23,6 +23,7 @@ from rtsim.gpus_needed import placement_of, system_on
 from rtsim.power import EnergyModel, energy_j
 from rtsim.predict import System
 from rtsim.prediction import Interval, Prediction
+from rtsim.profile_choice import mixed_stacks
 from rtsim.specs import GpuSpec, ModelSpec
 from rtsim.study import Study
 
@@ -196,7 +197,10 @@ def compare(
         if of_stack and (not found or all(isinstance(e, UnknownName) for e in of_stack)):
             raise of_stack[0]
     ranked = _ranked(found)
-    return Comparison(ranked, _differences(ranked), tuple(refused), energy_model, _notes(ranked))
+    notes = _notes(ranked)
+    if None in stacks:
+        notes = (*mixed_stacks(parts), *notes)
+    return Comparison(ranked, _differences(ranked), tuple(refused), energy_model, notes)
 
 
 def energy_model_known(name: str) -> None:

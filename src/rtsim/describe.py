@@ -82,7 +82,7 @@ def _model(name: str, changes: Mapping[str, object]) -> Description:
 
         changed = change(changes, model=model)
         model, what_if = changed.model or model, changed.notes
-    kv_bytes = model.kv_bytes_per_token()
+    kv_bytes, state_bytes = model.kv_bytes_per_token(), model.state_bytes()
     facts = {
         "Also called": ", ".join(model.aliases),
         "Parameters": units.format_count(model.parameters, 4),
@@ -98,7 +98,10 @@ def _model(name: str, changes: Mapping[str, object]) -> Description:
         "Embeddings": "tied to the output head" if model.tied_embeddings else "",
         "Dtype": model.dtype,
         "Stored as": _formats_text(model),
-        "KV cache": f"{units.format_bytes(kv_bytes)} per token ({model.kv_format()})",
+        "KV cache": f"{units.format_bytes(kv_bytes)} per token ({model.kv_format()})"
+        if kv_bytes and model.keeps != "nothing"
+        else "",
+        "States": f"{units.format_bytes(state_bytes)} per sequence" if state_bytes else "",
         "What if": "\n".join(what_if),
         **_origin(model.provenance, model.notes),
     }
@@ -191,8 +194,7 @@ def _gpu(name: str, changes: Mapping[str, object]) -> Description:
         "Power": "" if gpu.power_w is None else units.format_watts(gpu.power_w),
         "Price": ""
         if gpu.price is None
-        else f"{units.format_usd(gpu.price.usd_per_hour)} per hour "
-        f"({gpu.price.source}, {gpu.price.date})",
+        else f"{units.format_usd(gpu.price.usd_per_hour)} per hour ({gpu.price.source_and_date})",
         "What if": "\n".join(what_if),
         "Assumed": "\n".join(gpu.assumed),
         **_origin(gpu.provenance, gpu.notes),
@@ -207,6 +209,7 @@ def _profile(name: str, changes: Mapping[str, object]) -> Description:
     from dataclasses import asdict
 
     from rtsim.profile import load_profile
+    from rtsim.specs.provenance import condensed
 
     profile = load_profile(name)
     facts = {
@@ -218,14 +221,22 @@ def _profile(name: str, changes: Mapping[str, object]) -> Description:
             for section in sorted(profile.coefficients)
         },
         **{
-            key.replace("_", " ").capitalize(): ", ".join(map(str, value))
-            if isinstance(value, list | tuple)
-            else str(value)
-            for key, value in profile.provenance.items()
+            key.replace("_", " ").capitalize(): _listed(value)
+            for key, value in {
+                **profile.provenance,
+                "source": condensed(profile.provenance.get("source", "own")),
+            }.items()
         },
     }
     data = {**asdict(profile), "kind": "profile"}
     return Description(f"{profile.name} (profile)", _stated(facts), data)
+
+
+def _listed(value: Any) -> str:
+    """A value of a profile's provenance in words: lists in a line, tables a line an entry."""
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {text}" for name, text in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _coefficients(profile: Profile, section: str) -> str:

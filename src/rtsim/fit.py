@@ -187,13 +187,15 @@ def select_rows(features: Array, count: int) -> NDArray[np.intp]:
 
 
 def quantile_regression(
-    design: Array, observed: Array, weights: Array, level: float, ordered: Array
-) -> Array:
+    design: Array, observed: Array, weights: Array, level: float, ordered: Array,
+    priced: Array | None = None,
+) -> Array:  # fmt: skip
     """The x >= 0 for which design @ x is the `level` quantile of `observed`, linear program.
 
-    Minimizes sum_i weights_i * (level * max(r_i, 0) + (1 - level) * max(-r_i, 0)) with
-    r = observed - design @ x, subject to ordered @ x <= 0 (Koenker and Bassett, Econometrica 46,
-    1978). design: (rows, n); ordered: (constraints, n), may have no rows.
+    Minimizes sum_i weights_i * (level * max(r_i, 0) + (1 - level) * max(-r_i, 0)) plus
+    sum |priced @ x|, with r = observed - design @ x, subject to ordered @ x <= 0 (Koenker and
+    Bassett, Econometrica 46, 1978; with second differences priced it is quantile trend
+    filtering). design: (rows, n); ordered, priced: (any number, n).
 
     >>> times = np.array([1.0, 2.0, 9.0])
     >>> quantile_regression(np.ones((3, 1)), times, np.ones(3), 0.1, np.zeros((0, 1))).tolist()
@@ -202,12 +204,21 @@ def quantile_regression(
     from scipy.optimize import linprog
 
     rows, n = design.shape
+    bends = np.zeros((0, n)) if priced is None else priced
+    k = len(bends)
     scale = float(weights.max())
-    cost = np.concatenate([np.zeros(n), level * weights / scale, (1.0 - level) * weights / scale])
-    slack = np.hstack([design, np.eye(rows), -np.eye(rows)])
-    limits = np.hstack([ordered, np.zeros((len(ordered), 2 * rows))]) if len(ordered) else None
+    cost = np.concatenate([
+        np.zeros(n), level * weights / scale, (1.0 - level) * weights / scale, np.ones(2 * k),
+    ])  # fmt: skip
+    slack = np.block([
+        [design, np.eye(rows), -np.eye(rows), np.zeros((rows, 2 * k))],
+        [bends / scale, np.zeros((k, 2 * rows)), np.eye(k), -np.eye(k)],
+    ])  # fmt: skip
+    limits = np.hstack([ordered, np.zeros((len(ordered), 2 * (rows + k)))])
     solution = linprog(
-        cost, A_ub=limits, b_ub=None if limits is None else np.zeros(len(ordered)),
-        A_eq=slack, b_eq=observed, bounds=(0.0, None), method="highs",
+        cost, A_ub=limits if len(ordered) else None,
+        b_ub=np.zeros(len(ordered)) if len(ordered) else None,
+        A_eq=slack, b_eq=np.concatenate([observed, np.zeros(k)]), bounds=(0.0, None),
+        method="highs",
     )  # fmt: skip
     return np.asarray(solution.x[:n], dtype=float)

@@ -12,7 +12,7 @@ GPUs that would explain it is found by trying, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rtsim.curves import Curve
@@ -24,6 +24,7 @@ from rtsim.scores import ModelMap
 from rtsim.study import Study, gpu_name
 
 INPUT_LEN, OUTPUT_LEN = 512, 64
+_VAGUE = 2.0  # an interval of a ratio whose ends are further apart tells nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,8 @@ class OnGpus:
 class Against:
     """One model's denoised time per output token beside the idealized one.
 
-    ratio: denoised / idealized; its interval comes from that of the prediction. explained_by: the
+    ratio: denoised / idealized; its interval comes from that of the prediction and, where there is
+    one, that of the fit. explained_by: the
     fewest GPUs on which the idealized time is no longer than the denoised one; None: more than a
     node, or no number of them. explained_by_batch: the smallest batch, in powers of two, with which
     the idealized time is no shorter; None: none that fits, or 1. reading: the ratio in words.
@@ -73,8 +75,12 @@ def against_idealized(
     stack: str | None = None,
     study: Study | None = None,
     model_map: ModelMap | None = None,
+    known_within: Mapping[str, Interval] | None = None,
 ) -> tuple[list[Against], list[NotCompared]]:
     """Compare denoised curves with predictions at a prompt of 512 and 64 output tokens.
+
+    known_within: the seconds between which the time per output token lies, of models whose curve
+    was fitted here; published curves have none.
 
     Raises UnknownName for an unknown GPU or stack; a model that cannot be compared is returned
     with its reason.
@@ -91,13 +97,17 @@ def against_idealized(
         if wanted is None and study is not None:
             wanted = study.gpus_for_name(stand.arch, gpu)
         try:
-            compared.append(_against(curve, stand.arch, gpu, stack, wanted))
+            within = (known_within or {}).get(curve.model)
+            compared.append(_against(curve, stand.arch, gpu, stack, wanted, within))
         except RtsimError as error:
             rest.append(NotCompared(curve.model, str(error)))
     return compared, rest
 
 
-def _against(curve: Curve, arch: str, gpu: str, stack: str | None, wanted: int | None) -> Against:
+def _against(
+    curve: Curve, arch: str, gpu: str, stack: str | None, wanted: int | None,
+    within: Interval | None,
+) -> Against:  # fmt: skip
     chosen = system_on(
         arch, gpu, stack, num_gpus=wanted, input_len=INPUT_LEN, output_len=OUTPUT_LEN
     )
@@ -116,7 +126,8 @@ def _against(curve: Curve, arch: str, gpu: str, stack: str | None, wanted: int |
     enough = [one.num_gpus for one in by_gpus if one.per_output_token_s <= denoised_s]
     ratio = denoised_s / idealized_s
     batch = _batch_that_explains(chosen, denoised_s, p.memory.max_batch_size) if ratio > 1 else None
-    interval = Interval(denoised_s / around.high, denoised_s / around.low)
+    seen = within or Interval(denoised_s, denoised_s)
+    interval = Interval(seen.low / around.high, seen.high / around.low)
     prefill_s = curve.idle_runtime_s(INPUT_LEN, 1)
     return Against(
         curve.model, chosen.model.name, p.num_gpus, denoised_s, idealized_s, ratio, interval,
@@ -138,6 +149,8 @@ def _batch_that_explains(chosen: System, denoised_s: float, largest: int) -> int
 
 def _reading(ratio: Interval, num_gpus: int, explained_by: int | None, batch: int | None) -> str:
     if ratio.low <= 1.0 <= ratio.high:
+        if ratio.high > _VAGUE * ratio.low:
+            return "perhaps as fast as this system: too little is known to tell"
         return "as fast as this system"
     if ratio.low > 1.0:
         if batch is not None:

@@ -225,7 +225,8 @@ def moe_row(
 # Families of kernels of expert layers, the one that serves a model first. Stacks take the fastest
 # that their GPU has: generated kernels (trtllm; "min_latency" in TensorRT-LLM's own tables), which
 # take half the time of CUTLASS's at any number of tokens, then the others.
-_MOE_BACKENDS = ("trtllm", "min_latency", "triton", "cutlass", "deepgemm", "cutedsl", "marlin")
+_MOE_BACKENDS = ("trtllm", "min_latency", "triton", "cutlass", "deepgemm", "cutedsl", "marlin",
+                 "expert_loop")  # fmt: skip
 
 
 def moe_variants(form: str, backend: str = "") -> tuple[str, ...]:

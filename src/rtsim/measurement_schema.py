@@ -78,6 +78,18 @@ _KV_DTYPE = _text("kv_dtype", "number format of the KV cache; empty: that of dty
 _MODEL = _text("model", "label of the model the shape comes from", "")
 _TIME = _measured("time_us", "time of one execution, us")
 _RUN = (_SOURCE, _GPU, _STACK, _VERSION)
+ROLES = ("calibration", "validation", "variant")
+_ROLE = _text("role", "calibration; validation, kept out of fits; variant, not the stack's usual "
+              "kernel, kept out too; empty: as calibration", "")  # fmt: skip
+TIMINGS = ("graph", "events", "wall")
+RESIDENCIES = ("cold", "warm")
+_METHOD = (
+    _ROLE,
+    _text("timing", "graph: replayed in a CUDA graph, no launch in it; events: calls issued one by "
+          "one; wall: host clock; empty: as the tables of the stack are known to be timed", ""),
+    _text("residency", "cold: operands come from DRAM (of products and experts the weights alone); "
+          "warm: one set of operands again and again; empty: as the tables of the stack", ""),
+)  # fmt: skip
 _HEADS = (
     _count("num_heads", "query heads"),
     _count("num_kv_heads", "key/value heads"),
@@ -96,6 +108,7 @@ _ATTENTION = (
     _count("context_tokens", "tokens attended to, the new ones included"),
     *_HEADS,
     _count("window_size", "sliding window, 0: none", 0, 0),
+    *_METHOD,
     _TIME,
 )
 
@@ -139,6 +152,16 @@ KINDS: dict[str, Kind] = {
                 _count("batch", "sequences", 1),
                 _count("prompt_tokens", "prompt length"),
                 _count("output_tokens", "generated tokens, the first included"),
+                _count("num_experts", "experts of every MLP; 0: dense", 0, 0),
+                _count("top_k", "experts per token; 0: dense", 0, 0),
+                _text(
+                    "traits",
+                    "what the stack runs, as NAME=VALUE words of a profile's [stack]; "
+                    "empty: as its nearest profile",
+                    "",
+                ),
+                _flag("bare_loop", "token ids in and out: nothing tokenised, scheduled, served", 0),
+                _ROLE,
                 _measured("runtime_s", "mean time of a whole generation, s"),
                 _real("runtime_std_s", "its standard deviation between runs, s"),
             ),
@@ -157,6 +180,7 @@ KINDS: dict[str, Kind] = {
                 _count("n", "columns (outputs)"),
                 _count("k", "inner dimension (inputs)"),
                 _count("batch", "independent products", 1),
+                *_METHOD,
                 _TIME,
             ),
         ),
@@ -196,6 +220,7 @@ KINDS: dict[str, Kind] = {
                 _count("num_experts", "experts in all"),
                 _count("tp", "tensor-parallel degree of an expert", 1),
                 _count("ep", "GPUs the experts are spread over", 1),
+                *_METHOD,
                 _TIME,
             ),
         ),
@@ -211,6 +236,7 @@ KINDS: dict[str, Kind] = {
                 _count("num_gpus", "GPUs taking part"),
                 _count("num_nodes", "machines they stand in", 1),
                 _count("message_bytes", "all_reduce, send_recv: one GPU's buffer; else the whole"),
+                *_METHOD,
                 _TIME,
             ),
         ),
@@ -226,7 +252,19 @@ KINDS: dict[str, Kind] = {
                 _TP,
                 _count("rows", "rows of the output"),
                 _count("cols", "columns of the output"),
+                *_METHOD,
                 _TIME,
+            ),
+        ),
+        Kind(
+            "launch",
+            "what the host pays to issue kernels that do next to nothing, one after the other",
+            (
+                *_RUN,
+                _text("mode", "eager, compiled or graph"),
+                _count("kernels", "kernels issued in one go"),
+                _ROLE,
+                _measured("time_us", "host time of all of them, us"),
             ),
         ),
         Kind(

@@ -29,17 +29,26 @@ def dominators(points: Mapping[str, Point]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
+def kendall_tau(
+    first: Sequence[float], second: Sequence[float], spread: Sequence[float] | None = None
+) -> float:
     """Agreement of two orders, 1 the same to -1 reversed (tau-b: ties count half). NaN: no order.
+
+    spread: of the values of `second`. A pair no further apart than its spreads together has no
+    order to agree with, and counts as a tie in both.
 
     >>> kendall_tau([1.0, 2.0, 3.0], [10.0, 30.0, 20.0])
     0.3333333333333333
+    >>> kendall_tau([1.0, 2.0, 3.0], [10.0, 30.0, 20.0], [5.0, 5.0, 5.0])
+    1.0
     """
     agree = ties_first = ties_second = pairs = 0
     for i in range(len(first)):
         for j in range(i):
             a = (first[i] > first[j]) - (first[i] < first[j])
             b = (second[i] > second[j]) - (second[i] < second[j])
+            if spread is not None and abs(second[i] - second[j]) <= spread[i] + spread[j]:
+                a = b = 0
             agree += a * b
             ties_first += a == 0
             ties_second += b == 0

@@ -42,6 +42,7 @@ from rtsim.plan_misses import (
 )
 from rtsim.service_level import SHARE, ServiceLevel, service_level
 from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec
+from rtsim.whatif import change
 
 Array = NDArray[Any]
 
@@ -164,6 +165,7 @@ def plan(
     batch_size: Any = BATCHES,
     runner_ups: int = 5,
     threads: int | None = None,
+    set: Mapping[str, object] | None = None,  # noqa: A002 (the option's name)
     **space: Any,
 ) -> Plan:
     """The best system of a space; every candidate is predicted.
@@ -177,9 +179,10 @@ def plan(
     "energy" the least energy of a request.
 
     space: lists of `tp`, `pp`, `ep`, `attention_dp`, `micro_batches`, `stack`, `dtype`,
-    `kv_cache_dtype` and `quantization`, also as texts ("1,2,4"). Without them: every tp, pp and ep
-    that the model and a node allow; the others as in `rtsim.predict`. Raises NothingSatisfies,
-    which names the nearest miss; other RtsimErrors for bad input.
+    `kv_cache_dtype` and `quantization`, also as texts ("1,2,4"). `set` changes figures of the model
+    and of every GPU, such as {"gpu.hbm_bytes_per_s": "2x"} (`rtsim.whatif`). Without them: every
+    tp, pp and ep that the model and a node allow; the others as in `rtsim.predict`. Raises
+    NothingSatisfies, which names the nearest miss; other RtsimErrors for bad input.
 
     >>> found = plan("gpt-j-6b", "a100", rate_per_s=1.0, level="chat", input_len=512,
     ...              output_len=64, tp=1, pp=1)
@@ -196,6 +199,14 @@ def plan(
     spec = model if isinstance(model, ModelSpec) else load_model(model)
     gpus = [g if isinstance(g, GpuSpec) else load_gpu(g) for g in axes["gpu"]]
     names = [g.name if isinstance(g, GpuSpec) else str(g) for g in axes["gpu"]]
+    remarks: list[str] = []
+    if set:
+        changed = [change(set, spec, one) for one in gpus]
+        axes["gpu"] = gpus = [one.gpu or gpu for one, gpu in zip(changed, gpus, strict=True)]
+        model = spec = changed[0].model or spec
+        texts = ", ".join(f"{path} = {value}" for path, value in set.items())
+        remarks = [f"what if: every GPU and the model with {texts}"]
+        remarks += [note for one in changed for note in one.notes]
     systems = [
         _System(i, degrees, formats)
         for i, one in enumerate(gpus)
@@ -239,7 +250,7 @@ def plan(
         MISSES[reason]: {
             names[g]: n for g, n in sorted(Counter(table.gpu[lost == reason].tolist()).items())
         }
-        for reason in sorted(set(lost.tolist()) - {-1})
+        for reason in sorted({*lost.tolist()} - {-1})
     }
     kept = Counter(table.gpu[meets].tolist())
     return Plan(
@@ -249,7 +260,7 @@ def plan(
         n_satisfying={name: kept[g] for g, name in enumerate(names)},
         lost=per_gpu,
         errors=tuple(Counter(errors[errors != ""].tolist()).most_common(_MOST_ERRORS)),
-        notes=_notes(requests, share, wanted),
+        notes=(*dict.fromkeys(remarks), *_notes(requests, share, wanted)),
     )  # fmt: skip
 
 

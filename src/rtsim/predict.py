@@ -46,12 +46,14 @@ from rtsim.profile_choice import choose_profile
 from rtsim.specs.dtype import dtype_bytes
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
-from rtsim.specs.parallelism import ParallelismSpec
+from rtsim.specs.parallelism import ParallelismSpec, check_experts
 from rtsim.specs.workload import WorkloadSpec
 from rtsim.whatif import change
 
 Array = NDArray[np.float64]
 
+# Figures of a GPU that nothing depends on where there is one.
+_BETWEEN_GPUS = ("gpus_per_node ", "pcie_bytes_per_s ")
 # Narrow formats asked for as the dtype: activations stay in the model's own dtype and the
 # weights take this quantisation.
 _NARROW = {"fp8": "fp8", "int8": "int8_sq", "fp4": "nvfp4", "int4": "int4_wo"}
@@ -90,7 +92,9 @@ class System:
         self.model = model
         self.gpu = gpu = gpu.one_device()  # what software, a rank and a profile see as one
         self.parallelism = parallelism or ParallelismSpec()
-        notes = [*model.notes, *gpu.assumed, *gpu.doubts(), *self.parallelism.check(model, gpu)]
+        one = self.parallelism.num_gpus == 1
+        assumed = [a for a in gpu.assumed if not (one and a.startswith(_BETWEEN_GPUS))]
+        notes = [*model.notes, *assumed, *gpu.doubts(), *self.parallelism.check(model, gpu)]
         if gpu.what_if:
             notes.insert(
                 0,
@@ -388,6 +392,8 @@ def _kept_system(
         "attention_dp": attention_dp, "micro_batches": micro_batches,
     }  # fmt: skip
     given = {name: value for name, value in degrees.items() if value is not None}
+    if isinstance(ep, int):  # before it is asked whether it divides anything
+        check_experts(ep, model)
     # Names are checked here, where their field names are known.
     formats = WorkloadSpec.from_mapping(
         {

@@ -87,6 +87,8 @@ class ModelSummary:
     name: str
     parameters: int
     active_parameters: int  # of those, the ones one token passes through
+    kind: str = "decoder"  # or "encoder", "encoder-decoder"
+    keeps: str = "keys and values"  # of a sequence; or "states", both, or "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,9 @@ class Prediction:
 
     `tpot_s` = (e2e_latency_s - ttft_s) / (output_len - 1), None when one token is generated.
     `mfu` and `mbu` are fractions of the peak FLOP rate and HBM bandwidth of all GPUs, averaged
-    over the request. Fields beside the times may be worked out when they are first read.
+    over the request. FLOPs are those that GPUs do: what tensor-parallel ranks repeat (norms,
+    routers, latents, KV heads that they share, padding) counts once for each of them.
+    Fields beside the times may be worked out when they are first read.
     """
 
     model: ModelSummary

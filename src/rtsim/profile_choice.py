@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -91,6 +92,26 @@ def choose_profile(gpu: GpuSpec, stack: str | None = None) -> tuple[Profile, lis
     """
     name, notes = _choice(gpu, stack)
     return load_profile(name), list(notes)
+
+
+def mixed_stacks(gpus: Iterable[GpuSpec]) -> list[str]:
+    """A note where GPUs without a stack named are taken with different ones; else nothing.
+
+    >>> from rtsim.catalog import load_gpu
+    >>> mixed_stacks([load_gpu("a100"), load_gpu("h100")])[0]
+    'stacks differ: a100-sxm4-80gb with megatron-lm, h100-sxm5-80gb with vllm, each the one with \
+the best evidence for its GPU; --stack (stack=) compares the GPUs alone'
+    >>> mixed_stacks([load_gpu("a100"), load_gpu("v100")])
+    []
+    """
+    taken = {gpu.name: choose_profile(gpu.one_device())[0].stack for gpu in gpus}
+    if len(set(taken.values())) < 2:
+        return []
+    pairs = ", ".join(f"{gpu} with {stack}" for gpu, stack in taken.items())
+    return [
+        f"stacks differ: {pairs}, each the one with the best evidence for its GPU; --stack "
+        "(stack=) compares the GPUs alone"
+    ]
 
 
 @lru_cache(maxsize=4096)

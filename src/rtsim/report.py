@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 # Operators with a smaller share of the time are summed into one line of the text.
 SMALLEST_SHARE_SHOWN = 0.001
-_SECONDS_PER_HOUR = 3600.0
 _CHANGES_SHOWN = 12  # operators of a "what if" listed in the text
 _UNCHANGED_NAMED = 3
 # Figures of the unchanged system in the JSON of a "what if".
@@ -39,7 +38,7 @@ _COMPARED = (
     *("ttft_s", "tpot_s", "e2e_latency_s", "output_throughput", "prefill_flops", "decode_flops"),
     *("mfu", "mbu", "energy_j"),
 )
-_GROUPINGS_SHOWN = ("gpu", "stack", "model", "dtype", "regime")
+_GROUPINGS_SHOWN = ("gpu", "stack", "model", "dtype", "role", "regime")
 
 PLAIN_WIDTH = 80  # of text for a file or a pipe
 
@@ -254,17 +253,24 @@ def _compared(p: Prediction) -> dict[str, tuple[float | None, str]]:
     cost = p.cost
     request = None if cost is None else cost.usd_per_request
     million = None if cost is None else cost.usd_per_million_output_tokens
+    tokens, throughput = _throughput(p)
+    if _encodes(p):
+        million = None if request is None else _per_million_input(request, p)
+        times: dict[str, tuple[float | None, str]] = {
+            "Time of the pass": (p.e2e_latency_s, units.format_seconds(p.e2e_latency_s)),
+        }
+    else:
+        times = {
+            "Time to first token": (p.ttft_s, units.format_seconds(p.ttft_s)),
+            "Time per output token": (
+                p.tpot_s,
+                "-" if p.tpot_s is None else units.format_seconds(p.tpot_s),
+            ),
+            "End-to-end latency": (p.e2e_latency_s, units.format_seconds(p.e2e_latency_s)),
+        }
     return {
-        "Time to first token": (p.ttft_s, units.format_seconds(p.ttft_s)),
-        "Time per output token": (
-            p.tpot_s,
-            "-" if p.tpot_s is None else units.format_seconds(p.tpot_s),
-        ),
-        "End-to-end latency": (p.e2e_latency_s, units.format_seconds(p.e2e_latency_s)),
-        "Output throughput": (
-            p.output_throughput,
-            f"{units.format_rate(p.output_throughput)} tokens/s",
-        ),
+        **times,
+        f"{tokens} throughput": (throughput, f"{units.format_rate(throughput)} tokens/s"),
         "Cost per request": (request, "-" if request is None else units.format_usd(request)),
         "Cost per million tokens": (
             million,
@@ -272,6 +278,23 @@ def _compared(p: Prediction) -> dict[str, tuple[float | None, str]]:
         ),
         "Memory per GPU": (p.memory.used_bytes, units.format_bytes(p.memory.used_bytes)),
     }
+
+
+def _encodes(p: Prediction) -> bool:
+    """Whether the model makes one pass over its input and generates nothing."""
+    return p.model.kind == "encoder"
+
+
+def _throughput(p: Prediction) -> tuple[str, float]:
+    """("Output" or "Input", tokens per second): an encoder has nothing but its input."""
+    w = p.workload
+    if _encodes(p):
+        return "Input", w.batch_size * w.input_len / p.e2e_latency_s
+    return "Output", p.output_throughput
+
+
+def _per_million_input(usd_per_request: float, p: Prediction) -> float:
+    return usd_per_request / p.workload.input_len * 1e6
 
 
 def _title(p: Prediction) -> str:
@@ -290,31 +313,27 @@ def _workload_line(p: Prediction) -> str:
         formats.append(f"KV cache {w.kv_cache_dtype}")
     if w.quantization not in (None, "none"):
         formats.append(f"weights {w.quantization}")
-    return (
-        f"batch {w.batch_size}, prompt {w.input_len}, output {w.output_len}, "
-        f"{', '.join(formats)}, stack {p.stack}"
-    )
+    lengths = f"prompt {w.input_len}, output {w.output_len}"
+    if _encodes(p):
+        lengths = f"input {w.input_len}"
+    return f"batch {w.batch_size}, {lengths}, {', '.join(formats)}, stack {p.stack}"
 
 
 def _metric_rows(p: Prediction) -> list[tuple[str, str, str]]:
     """(label, value, remark) of every figure above the breakdown."""
+    work = "all GPUs, what ranks repeat included" if p.parallelism.tp > 1 else "all GPUs"
+    tokens, throughput = _throughput(p)
     rows = [
-        ("Time to first token", units.format_seconds(p.ttft_s), _range(p.interval_90.ttft_s)),
-        _per_token_row(p),
-        (
-            "End-to-end latency",
-            units.format_seconds(p.e2e_latency_s),
-            _range(p.interval_90.e2e_latency_s),
-        ),
-        ("Output throughput", f"{units.format_rate(p.output_throughput)} tokens/s", ""),
+        *_time_rows(p),
+        (f"{tokens} throughput", f"{units.format_rate(throughput)} tokens/s", ""),
         ("Compute utilization (MFU)", _percent(p.mfu), _peak(p)),
         (
             "Bandwidth utilization (MBU)",
             _percent(p.mbu),
             f"of {units.format_bytes_per_s(p.gpu.hbm_bytes_per_s)} per GPU",
         ),
-        ("Prefill work", units.format_flops(p.prefill_flops), "all GPUs"),
-        ("Decode work", units.format_flops(p.decode_flops), "all GPUs"),
+        ("Work" if _encodes(p) else "Prefill work", units.format_flops(p.prefill_flops), work),
+        *(() if _encodes(p) else (("Decode work", units.format_flops(p.decode_flops), work),)),
         ("", "", ""),
         *_memory_rows(p),
         ("", "", ""),
@@ -322,22 +341,31 @@ def _metric_rows(p: Prediction) -> list[tuple[str, str, str]]:
     if p.cost is None:
         rows.append(("Cost", "unknown", "no price is known for this GPU"))
     else:
+        million, of = p.cost.usd_per_million_output_tokens, "of output"
+        if _encodes(p):
+            million, of = _per_million_input(p.cost.usd_per_request, p), "of input"
         rows += [
             (
                 "Cost per request",
                 units.format_usd(p.cost.usd_per_request),
                 f"at {units.format_usd(p.cost.usd_per_gpu_hour)} per GPU hour",
             ),
-            (
-                "Cost per million tokens",
-                units.format_usd(p.cost.usd_per_million_output_tokens),
-                "of output",
-            ),
+            ("Cost per million tokens", units.format_usd(million), of),
         ]
     if p.energy_j is not None:
-        watt_hours = units.format_number(p.energy_j / _SECONDS_PER_HOUR)
-        rows.append(("Energy", _joules(p.energy_j), f"{watt_hours} Wh"))
+        rows.append(("Energy", _joules(p.energy_j), units.format_watt_hours(p.energy_j)))
     return rows
+
+
+def _time_rows(p: Prediction) -> list[tuple[str, str, str]]:
+    whole = units.format_seconds(p.e2e_latency_s), _range(p.interval_90.e2e_latency_s)
+    if _encodes(p):
+        return [("Time of the pass", *whole)]
+    return [
+        ("Time to first token", units.format_seconds(p.ttft_s), _range(p.interval_90.ttft_s)),
+        _per_token_row(p),
+        ("End-to-end latency", *whole),
+    ]
 
 
 def _per_token_row(p: Prediction) -> tuple[str, str, str]:
@@ -363,10 +391,16 @@ def _memory_rows(p: Prediction) -> list[tuple[str, str, str]]:
         rows.append(("  smallest that fits", *answer))
         if tp is None and memory.min_gpus is not None:
             rows.append(("  fewest GPUs", str(memory.min_gpus), "with pipeline stages"))
+    kept = {
+        "keys and values": "KV cache",
+        "states": "states",
+        "keys and values, states": "KV cache, states",
+    }.get(p.model.keeps)
+    cache = () if kept is None else ((f"  {kept}", units.format_bytes(memory.kv_cache_bytes), ""),)
     return [
         *rows,
         ("  weights", units.format_bytes(memory.weights_bytes), ""),
-        ("  KV cache", units.format_bytes(memory.kv_cache_bytes), ""),
+        *cache,
         ("  activations", units.format_bytes(memory.activation_bytes), ""),
         ("  reserved", units.format_bytes(memory.reserved_bytes), ""),
         *_limit_rows(p),
@@ -379,6 +413,8 @@ def _limit_rows(p: Prediction) -> list[tuple[str, str, str]]:
     if not memory.fits:
         return []
     lengths = f"of {p.workload.input_len} + {p.workload.output_len} tokens"
+    if _encodes(p):
+        lengths = f"of {p.workload.input_len} tokens"
     return [
         ("  largest batch", str(memory.max_batch_size), lengths),
         (

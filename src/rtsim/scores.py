@@ -90,7 +90,7 @@ class ModelMap:
 
 
 def read_model_map(path: str | Path) -> ModelMap:
-    """Read a mapping file. Raises DataError or UnknownName, with the nearest name."""
+    """Read a mapping file. Raises DataError, with the nearest name where one is not known."""
     entries: dict[str, Stand] = {}
     for model, entry in read_toml(Path(path)).items():
         if not isinstance(entry, dict):
@@ -104,7 +104,10 @@ def read_model_map(path: str | Path) -> ModelMap:
         if gpus is not None and (not isinstance(gpus, int) or gpus < 1):
             raise DataError(path, f"'{model}': num_gpus = {gpus!r} must be at least 1")
         if arch is not None and not str(arch).endswith(".toml"):
-            resolve("models", str(arch))
+            try:
+                resolve("models", str(arch))
+            except UnknownName as error:
+                raise DataError(path, f"'{model}': arch: {error}") from None
         denoised = entry.get("denoised")
         entries[model] = Stand(
             None if arch is None else str(arch), gpus,

@@ -18,12 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtsim.bulk import METRICS, each, evaluate, n_threads
+from rtsim.catalog import load_gpu
 from rtsim.cluster import compute_on, connected
-from rtsim.errors import SpecError
+from rtsim.errors import RtsimError, SpecError
 from rtsim.grid import make_grid
 from rtsim.parts import Store, check_file, store_for
 from rtsim.plots import check_plot_file, plot_frontier
+from rtsim.profile_choice import mixed_stacks
 from rtsim.selection import Metric, Selection, frontier
+from rtsim.specs import GpuSpec
 from rtsim.sweep_rows import Part, Request, compute_part, systems_of
 
 Array = NDArray[Any]
@@ -55,6 +58,7 @@ class SweepResult:
     frontier: Array = field(default_factory=lambda: np.zeros((2, 0)))
     axes: dict[str, int] = field(default_factory=dict)  # of the grid, and their numbers of values
     errors: tuple[tuple[str, int], ...] = ()  # the most frequent, with their numbers of rows
+    notes: tuple[str, ...] = ()  # what is not the same in all rows, though nobody asked for it
 
 
 def sweep(
@@ -212,4 +216,19 @@ def _finish(
         best,
         {name: len(values) for name, values in request.grid.axes.items()},
         frequent,
+        _notes(request),
     )
+
+
+def _notes(request: Request) -> tuple[str, ...]:
+    """GPUs that were taken with different stacks, for want of one named."""
+    axes = request.grid.axes
+    if {"stack", "profile"} & set(axes):
+        return ()
+    gpus = []
+    for value in axes["gpu"]:
+        try:
+            gpus.append(value if isinstance(value, GpuSpec) else load_gpu(value))
+        except RtsimError:  # its rows say so
+            continue
+    return tuple(mixed_stacks(gpus))

@@ -292,6 +292,19 @@ def format_watts(power_w: float, digits: int = 3) -> str:
     return f"{text} {prefix}W"
 
 
+def format_watt_hours(energy_j: float, digits: int = 3) -> str:
+    """An energy given in joules.
+
+    >>> format_watt_hours(17e3), format_watt_hours(0.05)
+    ('4.72 Wh', '13.9 uWh')
+    """
+    watt_hours = energy_j / 3600.0
+    if watt_hours >= 0.01 or watt_hours == 0.0:
+        return f"{format_number(watt_hours, digits)} Wh"
+    text, prefix = _scaled(watt_hours, {"n": 1e-9, "u": 1e-6, "m": 1e-3}, digits)
+    return f"{text} {prefix}Wh"
+
+
 def format_count(count: float, digits: int = 3) -> str:
     """Parameters and tokens, with the field's letters.
 
@@ -304,9 +317,13 @@ def format_count(count: float, digits: int = 3) -> str:
 
 def format_usd(amount_usd: float, digits: int = 3) -> str:
     """
-    >>> format_usd(0.0405)
-    '$0.0405'
+    >>> format_usd(0.0405), format_usd(1.95e-06)
+    ('$0.0405', '$0.00000195')
     """
     if amount_usd >= 1.0 or amount_usd == 0.0:
         return f"${amount_usd:,.2f}"
-    return f"${amount_usd:.{digits}g}"
+    text = f"{amount_usd:.{digits}g}"
+    if "e" in text:  # no exponents in an amount of money
+        after_point = digits - 1 - math.floor(math.log10(amount_usd))
+        text = f"{amount_usd:.{after_point}f}"
+    return f"${text}"

@@ -25,7 +25,8 @@ from rtsim.row_times import RowTimes
 
 Array = NDArray[np.float64]
 
-GROUPINGS = ("gpu", "model", "stack", "dtype", "regime")
+GROUPINGS = ("gpu", "model", "stack", "dtype", "role", "regime")
+GPU_FILE = "gpu.toml"  # in a folder of tables: the GPU that they are of
 WORST_ROWS = 5
 REPEATED_ROW = "repeats an earlier row"
 
@@ -125,17 +126,46 @@ def validate(
     profile: str | None = None,
     *,
     worst: int = WORST_ROWS,
+    gpu: str | Path | None = None,
 ) -> ValidationReport:
     """Predict every row of measurement tables and say how far off the predictions are.
 
-    profile: name or file of a fitted profile; None takes the best evidence for each row's GPU and
-    stack. worst: how many of the worst rows to list per file. Raises DataError for a faulty file.
+    files: tables, or folders of them. profile: name or file of a fitted profile; None takes the
+    best evidence for each row's GPU and stack. worst: how many of the worst rows to list per file.
+    gpu: file of a GPU that is not in the catalogue and that rows name; a folder's own `gpu.toml`
+    is such a file. Raises DataError for a faulty file.
     """
-    paths = [files] if isinstance(files, str | Path) else list(files)
-    return ValidationReport(tuple(_validate_table(read_table(p), profile, worst) for p in paths))
+    from rtsim.fitting.sort_rows import table_paths
+
+    named = [files] if isinstance(files, str | Path) else list(files)
+    own: dict[str, Path] = {}
+    for file in [Path(f) / GPU_FILE for f in named] + ([] if gpu is None else [Path(gpu)]):
+        if file.is_file() or (gpu is not None and file == Path(gpu)):
+            own.update(dict.fromkeys(_names_of(file), file))
+    return ValidationReport(
+        tuple(_validate_table(read_table(p), profile, worst, own) for p in table_paths(named))
+    )
 
 
-def _validate_table(table: Table, profile: str | None, worst: int) -> FileErrors:
+def _names_of(file: Path) -> tuple[str, ...]:
+    """Names that rows may give the GPU of a file. Raises DataError, SpecError."""
+    from rtsim.catalog import load_gpu
+
+    spec = load_gpu(file)
+    return (spec.name, *spec.aliases)
+
+
+def _of_own_gpus(columns: Columns, own: Mapping[str, Path]) -> Columns:
+    """Columns in which GPUs that a file describes are named by that file."""
+    if not own or "gpu" not in columns:
+        return columns
+    names = [str(own.get(name, name)) for name in columns["gpu"].tolist()]
+    return {**columns, "gpu": np.array(names, np.str_)}
+
+
+def _validate_table(
+    table: Table, profile: str | None, worst: int, own: Mapping[str, Path]
+) -> FileErrors:
     predictor = _predictor(table.kind)
     if predictor is None:
         if table.kind == UNKNOWN_KIND:
@@ -144,7 +174,7 @@ def _validate_table(table: Table, profile: str | None, worst: int) -> FileErrors
             note = f"predictions are not made for tables of kind {table.kind}"
         reason = "unknown kind of table" if table.kind == UNKNOWN_KIND else "kind not predicted"
         return FileErrors(table.file, table.kind, len(table), {reason: len(table)}, {}, note=note)
-    times = predictor(table.columns, profile)
+    times = predictor(_of_own_gpus(table.columns, own), profile)
     metrics: dict[str, MetricErrors] = {}
     skipped: dict[str, int] = {}
     for name, rows in times.items():

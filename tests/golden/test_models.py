@@ -49,6 +49,7 @@ PUBLISHED = {
     "mistral-7b": 7.24e9,  # model card of mistralai/Mistral-7B-v0.1
     "mixtral-8x22b": 140.6e9,  # model card of mistralai/Mixtral-8x22B-v0.1: 141B
     "kimi-k2": 1.026e12,  # 1T on the model card; counted as Kimi K2.5, the same shapes
+    "kimi-k2.5": 1.026e12,  # 1T on the model card
     "gpt-oss-20b": 20.9e9,  # model card of openai/gpt-oss-20b, table 1
 }
 # Table figures of two digits that the table's own shapes miss by more than 1 %: half of the last
@@ -69,6 +70,8 @@ COUNTED = {
     "llama-3.2-3b": (3_212_749_824, None),
     "llama-4-scout-17b-16e": (107_769_861_120, 17_172_894_720),
     "llama-4-maverick-17b-128e": (400_711_848_960, 17_184_691_200),
+    "qwen2-7b": (7_615_616_512, None),
+    "qwen2-72b": (72_706_203_648, None),
     "qwen2.5-7b": (7_615_616_512, None),
     "qwen2.5-14b": (14_770_033_664, None),
     "qwen2.5-32b": (32_763_876_352, None),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rtsim.denoise import denoise_model
+from rtsim.denoise import PRECISION_FRAC, denoise_model
 from rtsim.latencies import Latency
 
 PROMPTS = (1, 256, 512, 1024, 1536)
@@ -40,12 +40,31 @@ def test_truth_is_recovered_within_its_interval(
         for o in OUTPUTS:
             alone_s = overhead_s + per_prompt_s * (p - 1) + per_token_s * o
             rows += [Latency(0, p, o, alone_s * (1.0 + waiting_frac())) for _ in range(repeats)]
-    fit = denoise_model("m", rows, bootstraps=60)
-    assert fit.curve.per_output_token_s == pytest.approx(per_token_s, rel=0.03)
+    fit = denoise_model("m", rows, bootstraps=40)
+    said_so = any(note.startswith("cells too thin for 3 %") for note in fit.notes)
+    if not said_so:
+        assert fit.curve.per_output_token_s == pytest.approx(per_token_s, rel=PRECISION_FRAC)
     interval = fit.per_output_token_interval_s
     assert interval.low <= per_token_s <= interval.high
     assert list(fit.curve.prefill_s) == sorted(fit.curve.prefill_s)
     assert fit.curve.overhead_s == pytest.approx(overhead_s, rel=0.10, abs=0.02)
+
+
+def test_most_tables_of_ten_repeats_are_good_for_three_per_cent() -> None:
+    """The note is no way out: where calls wait moderately it is the exception."""
+    random = np.random.default_rng(17)
+    notes = 0
+    for _ in range(12):
+        rows = [
+            Latency(0, p, o, (0.1 + 1e-4 * (p - 1) + 0.03 * o) * (1.0 + 0.3 * random.pareto(1.5)))
+            for p in PROMPTS
+            for o in OUTPUTS
+            for _ in range(10)
+        ]
+        fit = denoise_model("m", rows, bootstraps=20)
+        assert fit.curve.per_output_token_s == pytest.approx(0.03, rel=PRECISION_FRAC)
+        notes += bool(fit.notes)
+    assert notes <= 2
 
 
 @settings(max_examples=15, deadline=None)

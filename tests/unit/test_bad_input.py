@@ -122,6 +122,7 @@ def test_misused_commands(refused: Refused, arguments: tuple[str, ...], words: t
         (("--num-gpus", "8", "--dp", "2"), ("num_gpus = 8", "dp 2")),
         (("--pp", "97"), ("pp = 97", "96 layers")),
         (("--ep", "8"), ("ep", "no experts")),
+        (("--ep", "2", "--tp", "1"), ("ep", "must be 1", "no experts")),
     ],
 )
 def test_impossible_splits(refused: Refused, arguments: tuple[str, ...], words: tuple[str]) -> None:

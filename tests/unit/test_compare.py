@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
+from rtsim.catalog import load_model
 from rtsim.compare import GROUPS, HOST, Comparison, compare
 from rtsim.errors import DataError, DoesNotFit, SpecError, UnknownName
 from rtsim.gpus_needed import system_on
+from rtsim.measurements import read_table
 from rtsim.power import energy_j
 from rtsim.predict import predict
 from rtsim.study import load_study
@@ -110,6 +113,14 @@ def test_what_cannot_be_predicted_is_refused_and_the_rest_stands() -> None:
         compare(["gpt3-6.7b"], energy_model="coal")  # type: ignore[arg-type]
 
 
+def test_stacks_that_nobody_named_are_said_to_differ() -> None:
+    both = compare(["gpt3-6.7b"], ["a100", "h100"])
+    assert any(note.startswith("stacks differ: a100") for note in both.notes)
+    assert not [
+        n for n in compare(["gpt3-6.7b"], ["a100", "h100"], ["vllm"]).notes if "stacks" in n
+    ]
+
+
 # Studies
 
 
@@ -122,6 +133,28 @@ def test_the_study_of_the_paper_has_ten_families_that_fit() -> None:
         assert one.prediction.num_gpus == model.num_gpus
         assert one.prediction.memory.fits, model.arch
         assert one.min_gpus <= model.num_gpus
+
+
+def test_gpu_counts_are_what_their_source_says() -> None:
+    """Derived: the smallest power of two that holds the weights. Runs: those of the fitted rows."""
+    tables = Path(__file__).parents[2] / "calibration" / "tables"
+    columns = read_table(tables / "generation_a100.csv").columns
+    in_runs = {
+        load_model(str(name)).name: int(gpus)
+        for name, gpus in zip(columns["model"], columns["num_gpus"], strict=True)
+        if name != "gpt2"  # a label for other shapes
+    }
+    by_memory = []
+    for model in load_study("paper").models:
+        source = model.gpus_source
+        if source == "derived":
+            need = 2.0 * load_model(model.arch).parameters / 80e9
+            assert model.num_gpus == 2 ** max(0, math.ceil(math.log2(need))), model.arch
+        elif source.startswith("runs"):
+            assert model.num_gpus == in_runs[source.partition(" of ")[2] or model.arch], model.arch
+        else:
+            by_memory.append((model.arch, source))
+    assert by_memory == [("mt-nlg-530b", "paper, by memory")]
 
 
 def test_study_counts_are_of_its_gpu_only() -> None:

@@ -14,6 +14,7 @@ from rtsim.errors import DataError
 from rtsim.idealized_against import against_idealized
 from rtsim.latencies import Latency, read_latencies
 from rtsim.predict import predict
+from rtsim.prediction import Interval
 from rtsim.scores import ModelMap, Stand
 from rtsim.study import load_study
 
@@ -223,6 +224,19 @@ def test_how_large_a_batch_would_explain_a_slow_api() -> None:
     assert one.ratio > 1.0
     assert one.explained_by_batch == 32
     assert "batches of 32" in one.reading
+
+
+def test_a_curve_that_is_hardly_known_proves_nothing() -> None:
+    p = predict("gpt3-6.7b", "a100", stack="vllm")
+    curve = Curve("openai/curie", (1, 512), (2 * p.tpot_s, 2 * p.ttft_s), 2 * p.tpot_s, 0.1)
+    wide = {"openai/curie": Interval(0.5 * p.tpot_s, 3.5 * p.tpot_s)}
+    (sure,), _ = against_idealized([curve], stack="vllm")
+    (unsure,), _ = against_idealized([curve], stack="vllm", known_within=wide)
+    assert sure.reading.startswith("slower")
+    assert unsure.reading.startswith("perhaps as fast as this system")
+    assert unsure.ratio == sure.ratio
+    assert unsure.ratio_interval_90.low < 0.5
+    assert unsure.ratio_interval_90.high > 3.5
 
 
 def test_models_that_are_not_known_are_said_so() -> None:

@@ -219,6 +219,15 @@ def test_an_empty_kernel_costs_its_launch() -> None:
     assert 3e-6 < seconds < 3.5e-6  # 3000 clocks at 1 GHz
 
 
+def test_misaligned_products_are_bound_by_what_they_were() -> None:
+    """A vocabulary that no multiple of 16 bytes divides makes loads dearer, not launches."""
+    for size in ((512.0, 30522.0, 1024.0), (2.0, 30522.0, 1024.0)):
+        aligned = timed(size[0], 30520.0, size[2], misaligned_cost=1.0)
+        odd = timed(*size, misaligned_cost=1.0)
+        assert odd[0] > 1.5 * aligned[0]
+        assert odd[1] == aligned[1] != tables.BOUND_LATENCY
+
+
 def test_small_weights_in_few_copies_come_from_the_cache() -> None:
     # 5.5 copies of 2 MB stay in half of 40 MB, 5.5 copies of 8 MB do not.
     def seconds(width: float, copies: float) -> float:

@@ -438,11 +438,12 @@ def test_the_key_is_sent_and_nowhere_else(
         "-o", str(tmp_path / "t.csv"),
     ]  # fmt: skip
     api.acts = [refuse(500, f"bad key {KEY}"), say({"error": {"message": f"no {KEY}"}})]
-    assert program.run(arguments) == 0
+    assert program.run(arguments) == 2  # no call succeeded
     api.acts = [refuse(401, f"Bearer {KEY} is wrong")]
     assert program.run(arguments) == 2
     assert all(seen["Authorization"] == f"Bearer {KEY}" for seen in api.headers_seen)
     out, err = capsys.readouterr()
+    assert f"no call succeeded; {tmp_path / 't.csv'} holds what went wrong" in err
     everything = out + err + "".join(p.read_text() for p in tmp_path.rglob("*") if p.is_file())
     assert KEY not in everything
     assert "(key)" in everything
@@ -468,7 +469,8 @@ def test_a_debug_traceback_has_no_key(api: Api, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (("--url", "host/v1"), "must be such as https://host/v1"),
+        (("--url", "host/v1"), "url = 'host/v1': must be such as https://host/v1"),
+        (("--url", "notaurl"), "url = 'notaurl': must be such as https://host/v1"),
         (("--url", "ftp://host/v1"), "must be such as"),
         (("--url", "http://user:pass@host/v1"), "must not hold a password"),
         (("--url", "http://host:99999/v1"), "impossible port"),

@@ -47,3 +47,12 @@ def test_tau_counts_swapped_pairs(values: list[float]) -> None:
     pairs = len(values) * (len(values) - 1) / 2
     tau = kendall_tau(list(first.values()), values)
     assert tau == pytest.approx(1.0 - 2.0 * len(swapped(first, second)) / pairs)
+
+
+def test_pairs_within_their_spread_are_no_order() -> None:
+    predicted, measured = [1.0, 2.1, 2.0, 9.0], [1.0, 2.0, 2.05, 8.0]
+    assert kendall_tau(predicted, measured) == pytest.approx(1.0 - 2.0 / 6.0)
+    assert kendall_tau(predicted, measured, [0.03] * 4) == 1.0
+    # A swap of values that are clearly apart stays one.
+    assert kendall_tau(predicted, [1.0, 2.0, 2.5, 8.0], [0.03] * 4) == pytest.approx(2.0 / 3.0)
+    assert math.isnan(kendall_tau(predicted, measured, [10.0] * 4))

@@ -341,10 +341,49 @@ def test_the_command_prints_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(capsys.readouterr().out)["level"]["ttft_s"] is None
 
 
+def test_figures_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    """As GPUs of a file that states the changed figure, and named in the notes."""
+    request = [*COMMAND, "--rate", "50", "--level", "chat", "--json"]
+    assert run([*request, "--set", "gpu.hbm_bytes_per_s=2x", "--set", "model.n_layers=14"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    best = found["best"]
+    alone = rtsim.predict(
+        "gpt-j-6b", best["gpu"], tp=best["tp"], pp=best["pp"], batch_size=best["batch_size"],
+        set={"gpu.hbm_bytes_per_s": "2x", "model.n_layers": 14}, **SIZES,
+    )  # fmt: skip
+    assert best["ttft_s"] == pytest.approx(alone.ttft_s, rel=1e-12)
+    assert best["e2e_latency_s"] == pytest.approx(alone.e2e_latency_s, rel=1e-12)
+    assert "gpu.hbm_bytes_per_s = 2x, model.n_layers = 14" in found["notes"][0]
+    assert run(request) == 0
+    plain = json.loads(capsys.readouterr().out)["best"]
+    assert plain["usd_per_hour"] > best["usd_per_hour"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--rate", "5", "--level", "chat"],
+        ["--budget", "50", "--level", "batch", "--runner-ups", "0"],
+        ["--rate", "5", "--ttft", "500ms", "--objective", "energy"],
+        ["--rate", "5", "--tpot", "50ms", "--objective", "latency"],
+    ],
+)
+def test_a_plan_is_drawn(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "plan.svg"
+    assert run([*COMMAND, *options, "--plot", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    drawn = path.read_text()
+    assert f"{found['best']['num_gpus']} x {found['best']['gpu']}" in drawn  # matplotlib's comment
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--rate", "5", "--ttft", "5 parsecs"], "unknown unit"),
+        (["--rate", "5", "--level", "chat", "--plot", "plan.txt"], "must end in .png"),
+        (["--rate", "5", "--level", "chat", "--set", "gpu.hbm=2x"], "hbm_bytes_per_s"),
         (["--rate", "5", "--ttft", "-1s"], "above zero"),
         (["--rate", "x", "--level", "chat"], "not a valid float"),
         (["--rate", "5", "--level", "chat", "--gpu", "h1000"], "nearest: h100"),

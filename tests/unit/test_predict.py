@@ -126,7 +126,9 @@ def test_files_are_taken(tmp_path: Path) -> None:
     assert by_path.energy_j is None
     notes = " ".join(by_path.notes)
     assert "no price is known for mine" in notes
-    assert "gpus_per_node not stated" in notes
+    assert "l2_bytes not stated" in notes
+    assert "gpus_per_node" not in notes  # one GPU has no neighbours
+    assert "gpus_per_node not stated" in " ".join(predict("gpt3-6.7b", path, tp=2).notes)
 
 
 def test_the_public_function_is_this_one() -> None:

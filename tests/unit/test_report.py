@@ -152,3 +152,36 @@ def test_what_does_not_fit_says_so(tp: int | None, words: str) -> None:
 
 def test_empty_breakdown_is_no_fault() -> None:
     assert merge_phases(()) == []
+
+
+@pytest.mark.parametrize(
+    ("keeps", "label"),
+    [("keys and values", "  KV cache "), ("states", "  states "),
+     ("keys and values, states", "  KV cache, states "), ("nothing", None)],
+)  # fmt: skip
+def test_what_is_kept_has_its_name(keeps: str, label: str | None) -> None:
+    model = dataclasses.replace(PREDICTION.model, keeps=keeps)
+    text = to_text(prediction_view(dataclasses.replace(PREDICTION, model=model)))
+    lines = [line for line in text.splitlines() if "350 MB" in line]
+    assert [label is not None and line.startswith(label) for line in lines] == [True] * bool(label)
+
+
+def test_an_encoder_has_one_pass_and_no_output() -> None:
+    encoder = dataclasses.replace(
+        PREDICTION,
+        model=dataclasses.replace(PREDICTION.model, kind="encoder", keeps="nothing"),
+        workload=WorkloadSummary(4, 512, 1, "fp16", "fp16"),
+        tpot_s=None, e2e_latency_s=0.5,
+    )  # fmt: skip
+    text = to_text(prediction_view(encoder))
+    assert "Time of the pass" in text
+    assert re.search(r"Input throughput +4,096 tokens/s", text)
+    assert re.search(r"Cost per million tokens +\$79\.10 +of input", text)
+    for word in ("first token", "output token", "Decode", "of output", "KV cache"):
+        assert word not in text, word
+
+
+def test_work_that_ranks_repeat_is_said_to_be_in() -> None:
+    alone = dataclasses.replace(PREDICTION, num_gpus=1, parallelism=ParallelismSummary())
+    assert "what ranks repeat included" in to_text(prediction_view(PREDICTION))
+    assert "what ranks repeat" not in to_text(prediction_view(alone))

@@ -364,6 +364,27 @@ def test_the_command_shows_the_best_rows(capsys: pytest.CaptureFixture[str]) -> 
     assert shown.err == ""
 
 
+def test_a_wide_table_goes_on_below(capsys: pytest.CaptureFixture[str]) -> None:
+    """All columns of all rows are there, within the width."""
+    command = [
+        "sweep", "--arch", "gpt-j-6b,llama-2-7b", "--gpu", "h100,gb200-nvl72", "--tp", "1,2",
+        "--pp", "1,2", "--batch-size", "1,8", "--input-len", "64,512", "--set",
+        "gpu.hbm_bytes_per_s=1x,2x", "--top", "3",
+    ]  # fmt: skip
+    assert run(command) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    heads = [line.split() for line in lines if line.startswith("#")]
+    assert [head[0] for head in heads] == ["#"] * len(heads)
+    titles = "Model GPU tp pp gpu.hbm_bytes_per_s Batch Prompt TTFT TPOT Latency Tok/s GPUs Memory"
+    assert [title for head in heads for title in head[1:]] == [*titles.split(), "$/Mtok"]
+    for number in "123":
+        assert sum(line.startswith(f"{number} ") for line in lines) == len(heads) > 1
+    assert run([*command, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)["rows"][0]
+    assert lines[1].split()[1:3] == [first["model"], first["gpu"]]
+
+
 def test_the_command_writes_files_and_json(capsys, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     path, figure = tmp_path / "out.csv", tmp_path / "out.svg"
@@ -387,3 +408,16 @@ def test_the_command_says_what_is_wrong(capsys) -> None:
         said = capsys.readouterr()
         assert said.out == ""
         assert len(said.err.splitlines()) == 1
+
+
+def test_stacks_that_nobody_named_are_said_to_differ(capsys) -> None:
+    grid = {"model": "gpt3-6.7b", "gpu": ["a100", "h100"], "output_len": 2}
+    (note,) = sweep(grid).notes
+    assert "a100-sxm4-80gb with megatron-lm, h100-sxm5-80gb with vllm" in note
+    assert not sweep({**grid, "stack": "vllm"}).notes
+    assert not sweep({**grid, "gpu": ["a100", "v100"]}).notes
+    command = ["sweep", "--arch", "gpt3-6.7b", "--gpu", "a100,h100", "--output-len", "2"]
+    assert run(command) == 0
+    assert "Note: stacks differ" in capsys.readouterr().out
+    assert run([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["notes"] == [note]

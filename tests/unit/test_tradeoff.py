@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rtsim.curves import read_curves
-from rtsim.errors import DataError, SpecError, UnknownName
+from rtsim.errors import DataError, SpecError
 from rtsim.predict import predict
 from rtsim.scores import ModelMap, read_model_map, read_scores
 from rtsim.study import load_study
@@ -97,7 +97,7 @@ def test_a_mapping_file_joins_them(three: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [
-        ('["x"]\narch = "opt-66"\n', UnknownName, "nearest: opt-66b"),
+        ('["x"]\narch = "opt-66"\n', DataError, r"map.toml: 'x': arch: .*nearest: opt-66b"),
         ('["x"]\nacrh = "opt-66b"\n', DataError, "no field 'acrh'"),
         ('["x"]\narch = "opt-66b"\nnum_gpus = 0\n', DataError, "num_gpus = 0"),
         ('x = "opt-66b"\n', DataError, "must be a table"),

@@ -88,11 +88,13 @@ def view(result: Comparison) -> RenderableType:
     from rich.console import Group
 
     first = result.systems[0].prediction.workload
+    # Encoders, which make one pass over their input, stand beside nothing that generates.
+    encoders = all(one.prediction.model.kind == "encoder" for one in result.systems)
+    lengths = f"{first.input_len} prompt and {first.output_len} output tokens"
+    if encoders:
+        lengths = f"{first.input_len} input tokens"
     parts: list[RenderableType] = [
-        heading(
-            f"Idealized: {first.input_len} prompt and {first.output_len} output tokens, "
-            f"batch {first.batch_size}"
-        ),
+        heading(f"Idealized: {lengths}, batch {first.batch_size}"),
         plain(f"energy by {_ENERGY_WORDS[result.energy_model]}"),
         plain(""),
     ]
@@ -117,7 +119,8 @@ def view(result: Comparison) -> RenderableType:
               for place, letter in letters.items()]  # fmt: skip
     if any(not one.prediction.memory.fits for one in ordered):
         parts.append(plain("! does not fit in the memory of these GPUs"))
-    parts += [plain(""), heading("Per output token"), _per_token(ordered, letters)]
+    if not encoders:
+        parts += [plain(""), heading("Per output token"), _per_token(ordered, letters)]
     if result.differences:
         parts += [plain(""), heading("What explains the differences"), _differences(result)]
     parts += listed("Left out", (f"{one.label}: {one.reason}" for one in result.refused))

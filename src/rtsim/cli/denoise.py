@@ -66,12 +66,19 @@ def command(
     against, rest = None, None
     if gpu is not None:
         from rtsim.idealized_against import against_idealized
+        from rtsim.prediction import Interval
         from rtsim.scores import read_model_map
         from rtsim.study import load_study
 
         against, rest = against_idealized(
             curves, gpu=gpu, stack=stack, study=load_study(study),
             model_map=None if map_file is None else read_model_map(map_file),
+            known_within={
+                fit.curve.model: Interval(
+                    fit.per_output_token_interval_s.low, fit.per_output_token_interval_s.high
+                )
+                for fit in fits
+            },
         )  # fmt: skip
     elif stack is not None or map_file is not None:
         raise SpecError("gpu", "", "name the GPU to compare with, such as --gpu a100")

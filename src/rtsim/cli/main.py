@@ -34,6 +34,7 @@ COMMANDS = {
     "measure-api": ("measure_api", "Time an OpenAI-compatible endpoint over a grid of sizes."),
     "tradeoff": ("tradeoff", "Benchmark scores against time, cost or energy, with frontier."),
     "validate": ("validate", "Compare predictions with measurement tables."),
+    "measure": ("measure", "Measure this machine's GPU: tables to calibrate from."),
     "calibrate": ("calibrate", "Fit a profile to your own measurement tables."),
     "check-data": ("check_data", "Check the packaged data files."),
     "warmup": ("warmup", "Compile the kernels, once, ahead of use."),
@@ -49,7 +50,6 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        _say_what_takes_long()
         module = importlib.import_module(f"rtsim.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = module.command
         return command
@@ -70,7 +70,7 @@ class _Commands(click.Group):
 
 
 def _say_what_takes_long() -> None:
-    """Show on standard error what the kernels log: that they compile, on the first use of all."""
+    """Show on standard error what the kernels log: that they compile, on their first use."""
     import logging
 
     class Echo(logging.Handler):
@@ -79,9 +79,8 @@ def _say_what_takes_long() -> None:
                 click.echo(record.getMessage(), err=True)
 
     logger = logging.getLogger("rtsim_kernels")
-    if not logger.handlers:
-        logger.setLevel(logging.INFO)
-        logger.addHandler(Echo())
+    logger.setLevel(logging.INFO)
+    logger.addHandler(Echo())
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
@@ -114,6 +113,7 @@ def cli(ctx: click.Context) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: runs the command line and exits."""
+    _say_what_takes_long()
     sys.exit(run(arguments))
 
 

@@ -62,7 +62,7 @@ def command(
     status. Run again to go on where it stopped; rtsim denoise reads the table. Calls cost money:
     the grid of the defaults is 75 calls.
     """
-    from rtsim.errors import SpecError
+    from rtsim.errors import DataError, SpecError
     from rtsim.measure_api import Endpoint, Plan, collect
 
     key = None
@@ -98,3 +98,5 @@ def command(
     )
     for problem in done.problems:
         click.echo(f"  failed: {problem}")
+    if done.problems and not (done.ok or done.short or done.before):
+        raise DataError(endpoint.shown_url, f"no call succeeded; {output} holds what went wrong")

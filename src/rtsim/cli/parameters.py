@@ -66,7 +66,13 @@ _SYSTEM = (
         "--micro-batches", type=count, metavar="N", help="Parts of a batch in the pipeline."
     ),
     click.option("--stack", metavar="NAME", help="Software stack, such as vllm or megatron-lm."),
-    click.option("--dtype", metavar="D", help="Number format of the computation, such as bf16."),
+    click.option(
+        "--dtype",
+        metavar="D",
+        help="Number format of the computation, such as bf16. fp8, int8 and fp4 mean the "
+        "weights and products of linear layers, int4 their weights alone; the rest stays in the "
+        "model's own.",
+    ),
     click.option("--kv-cache-dtype", metavar="D", help="Number format of the KV cache."),
     click.option("--quantization", metavar="Q", help="Weight format, such as int4_wo or fp8."),
     click.option(

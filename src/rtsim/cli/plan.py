@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rtsim.cli.parameters import count, deliver, json_option, output_option
+from rtsim.cli.parameters import count, deliver, json_option, output_option, set_option
 
 
 def _seconds(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
@@ -39,7 +39,8 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option(
     "--level",
     metavar="NAME",
-    help="In place of both: interactive (450 ms, 40 ms), chat (2 s, 200 ms), batch (no limit).",
+    help="In place of both, limits of MLPerf Inference: interactive (v5.0: 450 ms, 40 ms), chat "
+    "(v4.0 Server: 2 s, 200 ms), batch (Offline: no limit).",
 )
 @click.option("--share", type=float, metavar="X", default=0.99, show_default=True,
               help="Share of the requests that have to meet the level.")  # fmt: skip
@@ -65,9 +66,12 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option("--quantization", metavar="A,B", help="Weight formats, such as none,fp8.")
 @click.option("--runner-ups", type=click.IntRange(0, 1000), metavar="N", default=5,
               show_default=True, help="Other systems to show.")  # fmt: skip
+@set_option
+@click.option("--plot", type=click.Path(), metavar="FILE",
+              help="Draw the systems and their margins (.png, .svg, .pdf).")  # fmt: skip
 @json_option
 @output_option
-def command(as_json: bool, output: str | None, **request: Any) -> None:
+def command(as_json: bool, output: str | None, plot: str | None, **request: Any) -> None:
     """Find the best system that serves a model at a service level.
 
     Every GPU, split, format and batch of the space is predicted, so that the answer is exact.
@@ -76,7 +80,15 @@ def command(as_json: bool, output: str | None, **request: Any) -> None:
     from rtsim.cli import plan_view
     from rtsim.plan import plan
 
+    if plot is not None:
+        from rtsim.plots import check_plot_file
+
+        check_plot_file(plot)
     found = plan(**request)
+    if plot is not None:
+        from rtsim.plots_plan import plot_plan
+
+        plot_plan(found, plot)
     deliver(
         lambda: plan_view.to_json(found),
         lambda: plan_view.view(found),

@@ -84,6 +84,7 @@ def show(result: SweepResult, extra: Iterable[str | None]) -> None:
     parts.append(Text(summary(result)))
     for text, n_rows in result.errors:
         parts.append(Text(f"no prediction for {_rows(n_rows)}: {text}"))
+    parts += [Text(f"Note: {note}") for note in result.notes]
     report.write(Group(*parts))
 
 
@@ -112,6 +113,7 @@ def to_json(result: SweepResult) -> dict[str, Any]:
         "output": result.output,
         "seconds": result.seconds,
         "errors": [{"error": text, "n_rows": n_rows} for text, n_rows in result.errors],
+        "notes": list(result.notes),
     }
 
 

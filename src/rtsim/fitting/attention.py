@@ -1,6 +1,7 @@
 """Fused attention: from `attention_prefill` and `attention_decode` rows to coefficients.
 
-Micro-benchmarks repeat one buffer, so operands are warm as far as the L2 holds them. Products run
+Micro-benchmarks repeat one buffer, so operands are warm as far as the L2 holds them, unless rows
+say otherwise. Products run
 in fp8 where the queries are fp8, and where only the cache is but the GPU is Hopper or newer:
 stacks quantise the queries there.
 
@@ -32,13 +33,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import attention, tables
+from rtsim_kernels import attention
 from rtsim_kernels.tables import Coefficient
 
-from rtsim.device_facts import attention_peak_flops_per_s, device_row
 from rtsim.fit import Fit, centred, fit_coefficients
 from rtsim.fitting.cluster import cluster_rows
-from rtsim.fitting.measured_rows import MeasuredRows, joined, of_many_sets
+from rtsim.fitting.measured_rows import MeasuredRows, attention_facts, joined, of_many_sets
+from rtsim.fitting.method import by_residency
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -133,17 +134,7 @@ def rows_of(
     def column(name: str) -> Array:
         return np.asarray(columns[name][members], dtype=float)
 
-    keys = [
-        columns[name][members].astype(np.str_).tolist() for name in ("gpu", "dtype", "kv_dtype")
-    ]
-    devices: dict[str, NDArray[np.void]] = {}
-    facts: dict[tuple[str, str, str], tuple[float, float, float]] = {}
-    for gpu, dtype, kv_dtype in set(zip(*keys, strict=True)):
-        spec = gpu_of(gpu)
-        devices[gpu] = device_row(spec)
-        arriving = max(ARRIVING_BYTES, BYTES[dtype])
-        peak = attention_peak_flops_per_s(spec, dtype, kv_dtype)
-        facts[gpu, dtype, kv_dtype] = (peak, arriving, BYTES[kv_dtype])
+    facts, device = attention_facts(columns, members, gpu_of, BYTES, ARRIVING_BYTES)
     return Rows(
         kind=kind,
         table_rows=members,
@@ -155,9 +146,9 @@ def rows_of(
         head_dim=column("head_dim"),
         window=column("window_size"),
         causal=column("causal"),
-        warm_frac=np.ones(len(members)),
-        facts=np.array([facts[key] for key in zip(*keys, strict=True)]).reshape(-1, 3),
-        device=np.array([devices[gpu] for gpu in keys[0]], tables.DEVICE),
+        warm_frac=by_residency(columns, members, np.ones(len(members)), cold=0.0, warm=1.0),
+        facts=facts,
+        device=device,
         measured_s=column("time_us") * 1e-6,
     )
 

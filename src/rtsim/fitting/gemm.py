@@ -4,8 +4,9 @@ One fit covers one stack and number format on one or more GPUs. The number forma
 read, at which peak it is multiplied and whether activations are quantised first
 (`specs.dtype.operand_format`).
 
-Residency follows the method of a table (`METHODS`): benchmarks that cycle through a few weight
-copies find small weights in the L2, kernels timed inside a layer find theirs in DRAM.
+Residency is what the rows say, else it follows the method of a table (`METHODS`): benchmarks that
+cycle through a few weight copies find small weights in the L2, kernels timed inside a layer find
+theirs in DRAM.
 
 Fitted is the relative error, predicted / measured - 1, with a robust loss: libraries pick a slow
 kernel here and there, and the logarithm would come out too slow for the rest.
@@ -28,6 +29,7 @@ from rtsim_kernels.tables import Coefficient
 from rtsim.device_facts import l2_partitions, sustained_flops_per_s
 from rtsim.fit import DERIVATIVE_STEP, Fit, fit_coefficients, select_rows
 from rtsim.fitting.measured_rows import MeasuredRows
+from rtsim.fitting.method import by_residency
 from rtsim.specs.dtype import operand_format
 from rtsim.specs.gpu import GpuSpec
 
@@ -59,7 +61,7 @@ IN_A_MODEL = (math.inf, 1.0)
 # (stack, dtype) whose tables time the product alone, activations quantised beforehand: products of
 # few columns take half as long as reading 16-bit activations from DRAM would (8192 x 128 x 7168 on
 # L40S), where those of all other stacks and formats take twice as long and more.
-QUANTISED_BEFORE = (("sglang", "fp8_static"), ("trtllm", "int8_sq"))
+QUANTISED_BEFORE = (("sglang", "fp8_static"), ("trtllm", "int8_sq"), ("pytorch", "int8_sq"))
 
 # One call between two events from the host: that much of the time is launch and event.
 EAGER_STACKS = ("pytorch",)
@@ -141,7 +143,13 @@ def rows_of(columns: Columns, members: NDArray[np.intp]) -> Rows:
         n=n,
         k=k,
         batch=batch,
-        weight_copies=np.array([METHODS.get(s, IN_A_MODEL)[0] for s in stacks], float),
+        weight_copies=by_residency(
+            columns,
+            members,
+            np.array([METHODS.get(s, IN_A_MODEL)[0] for s in stacks], float),
+            cold=math.inf,
+            warm=1.0,
+        ),
         measured_s=columns["time_us"][members].astype(float) * 1e-6,
     )
 
@@ -194,8 +202,13 @@ _ORDINARY_CORES = {  # fp32 without tensor cores: 128 FLOPs per clock and SM, 4-
 }  # fmt: skip
 
 
-def coefficients_for(stack: str, dtype: str) -> tuple[Coefficient, ...]:
-    """The declared coefficients with the priors of a stack and dtype."""
+def coefficients_for(
+    stack: str, dtype: str, launched: bool | None = None
+) -> tuple[Coefficient, ...]:
+    """The declared coefficients with the priors of a stack and dtype.
+
+    launched: whether a launch from the host is in the times; None: as the stack's tables are made.
+    """
     changed: dict[str, tuple[float, float]] = {}
     form = operand_format(dtype)
     if form is not None and form.quantize_bytes > 0:
@@ -204,7 +217,7 @@ def coefficients_for(stack: str, dtype: str) -> tuple[Coefficient, ...]:
         changed = dict(_WEIGHT_ONLY)
     elif dtype == "fp32":
         changed = dict(_ORDINARY_CORES)
-    if stack in EAGER_STACKS:
+    if stack in EAGER_STACKS if launched is None else launched:
         changed["launch_clocks"] = (EAGER_LAUNCH_S * EAGER_CLOCK_HZ, 0.4)
     return tuple(
         c._replace(prior=changed[c.name][0], spread=changed[c.name][1]) if c.name in changed else c
@@ -233,14 +246,16 @@ def fit_rows(
     dtype: str,
     base: Mapping[str, float] | None = None,
     base_spread: float = 1.0,
+    launched: bool | None = None,
 ) -> Fit:
     """Fit one set of coefficients to rows of one stack and dtype on one or more GPUs.
 
     base: priors from elsewhere (a joint fit of a family or of the stacks of one GPU).
     base_spread: spread of ln(coefficient) about `base`, as a share of the declared spread.
+    launched: see `coefficients_for`.
     """
     measured_s = np.concatenate([rows.measured_s for rows, _ in groups])
-    coefficients = coefficients_for(stack, dtype)
+    coefficients = coefficients_for(stack, dtype, launched)
     if base:
         coefficients = tuple(
             c._replace(

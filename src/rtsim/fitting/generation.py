@@ -9,7 +9,7 @@ those are is decided by `choose_rows` from the sizes alone, before anything is f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,6 +47,8 @@ class Configuration:
     label: str
     gpu: GpuSpec
     stack: str
+    traits: str  # as the rows state them, see `generation_rows.with_traits`
+    bare_loop: bool
     dtype: str
     model: ModelSpec
     parallelism: ParallelismSpec
@@ -73,16 +75,21 @@ class Configuration:
         return System(self.model, self.gpu, self.parallelism, profile=profile, dtype=self.dtype)
 
 
-def configurations(columns: Columns) -> list[Configuration]:
+def configurations(
+    columns: Columns, gpu_of: Callable[[str], GpuSpec] = load_gpu
+) -> list[Configuration]:
     """Group a generation table by system. The shape columns count, not the model's label.
 
-    Raises UnknownName for a GPU outside the catalogue, SpecError for an impossible shape.
+    gpu_of: GPU by table name. Raises UnknownName for a GPU outside the catalogue, SpecError for an
+    impossible shape.
     """
     return [
         Configuration(
             label=str(row["model"]),
-            gpu=load_gpu(str(row["gpu"])),
+            gpu=gpu_of(str(row["gpu"])),
             stack=str(row["stack"]),
+            traits=str(row.get("traits", "")),
+            bare_loop=bool(row.get("bare_loop", 0)),
             dtype=str(row["dtype"]),
             model=model_of(row),
             parallelism=parallelism_of(row),

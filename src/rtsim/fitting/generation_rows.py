@@ -2,19 +2,22 @@
 
 The model is built from the columns of a row, never from its label. What the table does not
 say is taken as in the models of that shape: plain MLPs go with LayerNorm, biases and learned
-positions (GPT-2, GPT-3, OPT), gated ones with RMSNorm, no biases and rotary positions (Llama).
+positions (GPT-2, GPT-3, OPT), gated ones with RMSNorm, no biases and rotary positions (Llama);
+experts are gated, and none is shared (Mixtral).
 Each distinct configuration is lowered once; its rows are then one call of the compiled core.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rtsim.errors import RtsimError
+from rtsim.errors import RtsimError, SpecError, nearest_names
 from rtsim.measurements import Columns
+from rtsim.operators import TRAIT_VALUES, StackTraits
 from rtsim.row_times import RowTimes
 
 if TYPE_CHECKING:
@@ -28,7 +31,9 @@ _CONFIGURATION = (
     *("gpu", "stack", "dtype", "tp", "pp", "num_gpus", "model"),
     *("num_layers", "hidden_size", "num_heads", "num_kv_heads", "head_dim", "ffn_size"),
     *("gated_mlp", "vocab_size", "max_positions"),
+    *("num_experts", "top_k", "traits", "bare_loop"),
 )
+_FLAG_WORDS = {"0": False, "1": True}
 PROMPT_ONLY = "prompt only"
 WITH_DECODE = "with decode"
 
@@ -67,28 +72,57 @@ def predict_rows(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
 def grouped(columns: Columns) -> list[tuple[dict[str, Any], NDArray[np.intp]]]:
     """Each distinct configuration with the indices of its rows."""
     members: dict[tuple[Any, ...], list[int]] = {}
-    keys = zip(*(columns[name].tolist() for name in _CONFIGURATION), strict=True)
+    names = [name for name in _CONFIGURATION if name in columns]
+    keys = zip(*(columns[name].tolist() for name in names), strict=True)
     for i, key in enumerate(keys):
         members.setdefault(key, []).append(i)
     return [
-        (dict(zip(_CONFIGURATION, key, strict=True)), np.array(indices))
-        for key, indices in members.items()
+        (dict(zip(names, key, strict=True)), np.array(indices)) for key, indices in members.items()
     ]
 
 
 def _system(row: dict[str, Any], profile: Profile | None) -> System:
     from rtsim.catalog import load_gpu
     from rtsim.predict import System
+    from rtsim.profile_choice import choose_profile
 
+    gpu = load_gpu(row["gpu"])
+    if row.get("traits"):
+        chosen = profile or choose_profile(gpu, row["stack"] or None)[0]
+        profile = with_traits(chosen, row["traits"])
     return System(
         model_of(row),
-        load_gpu(row["gpu"]),
+        gpu,
         parallelism_of(row),
         profile=profile,
         # A profile that was asked for serves every row, whatever its stack.
         stack=row["stack"] or None if profile is None else None,
         dtype=row["dtype"],
     )
+
+
+def with_traits(profile: Profile, text: str) -> Profile:
+    """`profile` with the stack traits that a row states, "attention=fused logits=last ...".
+
+    Flags are 0 or 1. Raises SpecError for a trait that there is not.
+
+    >>> from rtsim.profile import load_profile
+    >>> with_traits(load_profile("pytorch-t4"), "attention=fused fused_norm=1").traits.fused_norm
+    True
+    """
+    traits: dict[str, Any] = {}
+    known = [f.name for f in fields(StackTraits) if f.name in TRAIT_VALUES or f.type == "bool"]
+    for word in text.split():
+        name, _, value = word.partition("=")
+        if name not in known:
+            raise SpecError(
+                "traits", word, f"must be of {', '.join(known)}", nearest=nearest_names(name, known)
+            )
+        allowed = TRAIT_VALUES.get(name, tuple(_FLAG_WORDS))
+        if value not in allowed:
+            raise SpecError(f"traits.{name}", value, f"must be one of {', '.join(allowed)}")
+        traits[name] = _FLAG_WORDS.get(value, value)
+    return replace(profile, traits=replace(profile.traits, **traits))
 
 
 def parallelism_of(row: dict[str, Any]) -> ParallelismSpec:
@@ -108,6 +142,20 @@ def model_of(row: dict[str, Any]) -> ModelSpec:
 
     gated = bool(row["gated_mlp"])
     heads = row["num_heads"]
+    mlp: dict[str, Any] = {
+        "ffn_size": row["ffn_size"],
+        "gated": gated,
+        "bias": not gated,
+        "activation": "silu" if gated else "gelu",
+    }
+    if row.get("num_experts"):
+        mlp = {
+            "kind": "moe",
+            "n_experts": row["num_experts"],
+            "top_k": row["top_k"],
+            "expert_size": row["ffn_size"],
+            "gated": gated,
+        }
     return ModelSpec.from_mapping(
         {
             "name": row["model"] or "unnamed",
@@ -128,12 +176,7 @@ def model_of(row: dict[str, Any]) -> ModelSpec:
                         "qkv_bias": not gated,
                         "out_bias": not gated,
                     },
-                    "mlp": {
-                        "ffn_size": row["ffn_size"],
-                        "gated": gated,
-                        "bias": not gated,
-                        "activation": "silu" if gated else "gelu",
-                    },
+                    "mlp": mlp,
                 }
             ],
         }

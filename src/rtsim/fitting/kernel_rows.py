@@ -18,11 +18,15 @@ from typing import Any
 import numpy as np
 import rtsim_kernels
 from numpy.typing import NDArray
+from rtsim_kernels.gemm import GEMM_COEFFICIENTS
+from rtsim_kernels.memory_bound import MEMORY_BOUND_COEFFICIENTS
+from rtsim_kernels.tables import Coefficient
 
 from rtsim.catalog import load_gpu
 from rtsim.device_facts import device_row
 from rtsim.errors import NotSupported, RtsimError
 from rtsim.fitting import attention, collective, gemm, memory_bound, mla, mla_module, moe, resolve
+from rtsim.fitting.method import issued_ahead, stated
 from rtsim.machine import absorb_row, gemm_row
 from rtsim.measurements import Columns
 from rtsim.profile import Profile, interval_half_width, load_profile
@@ -86,6 +90,10 @@ def predict_gemm(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
         row = gemm_row(group.profile, group.gpu, group.key["dtype"], activation_copies=copies)
         if (group.key["stack"], group.key["dtype"]) in gemm.QUANTISED_BEFORE:
             row["quantize_bytes"] = 0.0
+        row["launch_clocks"] = issued_ahead(
+            float(row["launch_clocks"]), _prior(GEMM_COEFFICIENTS, "launch_clocks"),
+            gemm.EAGER_LAUNCH_S * gemm.EAGER_CLOCK_HZ, group.key["timing"],
+        )  # fmt: skip
         device = device_row(group.gpu)
         return np.asarray(
             rtsim_kernels.compiled().gemm.gemm_many(
@@ -93,7 +101,7 @@ def predict_gemm(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
             )[0]
         )
 
-    by = ("gpu", "stack", "dtype")
+    by = ("gpu", "stack", "dtype", "timing")
     sizes = Sizes(columns["m"], GEMM_ROWS_LIMITS)
     reasons = gemm.usable(columns)
     reasons[reasons == gemm.MISALIGNED] = ""
@@ -122,6 +130,10 @@ def predict_attention_decode(columns: Columns, profile: str | None) -> dict[str,
     return _predict_attention(
         columns, profile, attention.DECODE, Sizes(cached_bytes, DECODE_BYTE_LIMITS)
     )
+
+
+def _prior(declared: tuple[Coefficient, ...], name: str) -> float:
+    return next(c.prior for c in declared if c.name == name)
 
 
 def _with_kv_dtype(columns: Columns) -> Columns:
@@ -165,12 +177,16 @@ def predict_elementwise(columns: Columns, profile: str | None) -> dict[str, RowT
     def seconds(group: Group) -> Array:
         rows = memory_bound.rows_of(columns, group.members)
         coefficients = resolve.coefficients(group.profile, "memory_bound", group.key)
+        coefficients["launch_s"] = issued_ahead(
+            coefficients["launch_s"], _prior(MEMORY_BOUND_COEFFICIENTS, "launch_s"),
+            memory_bound.EAGER_LAUNCH_S, group.key["timing"],
+        )  # fmt: skip
         return memory_bound.predict(rows, resolve.memory_bound_machine(group.gpu), coefficients)
 
     element_bytes = _looked_up(columns["dtype"], memory_bound.ELEMENT_BYTES)
     sizes = Sizes(columns["rows"] * columns["cols"] * element_bytes, ELEMENTWISE_LIMITS)
     reasons = memory_bound.usable(columns)
-    by = ("gpu", "stack", "op")
+    by = ("gpu", "stack", "op", "timing")
     return _predict(columns, profile, "memory_bound", reasons, by, seconds, sizes)
 
 
@@ -178,13 +194,14 @@ def predict_moe(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
     """Times of mixture-of-experts layers; regimes by the mean rows of an expert."""
 
     def seconds(group: Group) -> Array:
-        machine = moe.machine_of(group.gpu, device_row(group.gpu), group.key["dtype"])
+        key = group.key
+        machine = moe.machine_of(group.gpu, device_row(group.gpu), key["dtype"], key["residency"])
         if machine is None:
             raise NotSupported(f"{group.gpu.name} states no rate for {group.key['dtype']}")
         rows = moe.rows_of(columns, group.members)
         return moe.predict(rows, machine, resolve.coefficients(group.profile, "moe", group.key))
 
-    by = ("gpu", "stack", "dtype", "kernel")
+    by = ("gpu", "stack", "dtype", "kernel", "residency")
     load = columns["num_tokens"] * columns["top_k"] / columns["num_experts"]
     sizes = Sizes(load, ROUTED_ROW_LIMITS)
     return _predict(columns, profile, "moe", moe.usable(columns), by, seconds, sizes)
@@ -299,11 +316,13 @@ def grouped(
         return []
     code = np.zeros(len(members), np.int64)
     for name in by:
-        texts = columns[name][members].tolist()
+        texts = stated(columns, name, members).tolist()
         code_of = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         own = np.fromiter(map(code_of.__getitem__, texts), np.int64, len(texts))
         code = code * len(code_of) + own
     order = np.argsort(code, kind="stable")
     starts = np.flatnonzero(np.diff(code[order], prepend=-1))
     parts = [members[part] for part in np.split(order, starts[1:])]
-    return [({name: str(columns[name][part[0]]) for name in by}, part) for part in parts]
+    return [
+        ({name: str(stated(columns, name, part[:1])[0]) for name in by}, part) for part in parts
+    ]

@@ -19,6 +19,7 @@ from rtsim.device_facts import device_row, link_facts_of
 from rtsim.fit import Fit
 from rtsim.fitting import attention, collective, gemm, memory_bound, mla, moe
 from rtsim.fitting.measured_rows import joined
+from rtsim.fitting.method import launched, stated
 from rtsim.fitting.resolve import memory_bound_machine, section_of
 from rtsim.measurements import Columns
 from rtsim.specs.gpu import GpuSpec
@@ -45,7 +46,10 @@ _KEYS = {
     "moe": ("dtype", "kernel"),
     "mla": ("op", "dtype", "kv_dtype"),
 }
+# How rows were timed: blocks of both are apart where tables say it.
+_METHOD_KEYS = ("timing", "residency")
 FOLDS = 4
+EAGER_STACKS = gemm.EAGER_STACKS
 _PAIR = 2.0  # GPUs of an NVLink bridge
 
 
@@ -60,6 +64,7 @@ class Block:
     dtype: str
     rows: Any
     machine: Any
+    launched: bool = False  # a launch from the host is in the times
 
     def take(self, chosen: NDArray[Any]) -> Block:
         """The same with only the `chosen` rows."""
@@ -121,14 +126,20 @@ def blocks_of(
     """
     keys = _KEYS[kind]
     found: dict[tuple[str, ...], list[int]] = {}
-    names = ("gpu", "stack", *keys)
-    values = zip(*(columns[name][members].tolist() for name in names), strict=True)
+    names = ("gpu", "stack", *keys, *_METHOD_KEYS)
+    values = zip(
+        *(columns[name][members].tolist() for name in names[: -len(_METHOD_KEYS)]),
+        *(stated(columns, name, members).tolist() for name in _METHOD_KEYS),
+        strict=True,
+    )
     for i, key in zip(members.tolist(), values, strict=True):
         found.setdefault(key, []).append(i)
     merged: dict[tuple[str, ...], tuple[dict[str, str], list[int]]] = {}
     for key, rows in found.items():
         row = dict(zip(names, key, strict=True))
-        further = (row.get(name, "") for name in ("topology", "dtype", "kv_dtype"))
+        further = [row.get(name, "") for name in ("topology", "dtype", "kv_dtype", "timing")]
+        if kind == "moe":  # there residency is a fact of the machine, elsewhere of each row
+            further.append(row["residency"])
         place = (section_of(kind, row), gpu_of(row["gpu"]).name, row["stack"], *further)
         merged.setdefault(place, (row, []))[1].extend(rows)
     blocks = []
@@ -157,7 +168,7 @@ def _block(
         made = collective.rows_of(columns, rows)
         machine = collective.Machine(link_facts_of(gpu, row["topology"]), device_row(gpu))
     elif kind == "moe":
-        machine = moe.machine_of(gpu, device_row(gpu), row["dtype"])
+        machine = moe.machine_of(gpu, device_row(gpu), row["dtype"], row["residency"])
         if machine is None:
             return None
         made = moe.rows_of(columns, rows)
@@ -172,7 +183,8 @@ def _block(
             made = mla.rows_of(columns, rows, kind, lambda _: gpu)
     else:
         made = attention.rows_of(columns, rows, kind, lambda _: gpu)
-    return Block(kind, section, gpu, stack, row.get("dtype", ""), made, machine)
+    eager = launched(row["timing"], stack in EAGER_STACKS)
+    return Block(kind, section, gpu, stack, row.get("dtype", ""), made, machine, eager)
 
 
 def choose(blocks: Sequence[Block], count: int) -> list[Block]:
@@ -206,10 +218,10 @@ def fit_blocks(
     first = blocks[0]
     groups = [(block.rows, block.machine) for block in blocks]
     if first.kind == "gemm":
-        fit = gemm.fit_rows(groups, first.stack, first.dtype, base, base_spread)
+        fit = gemm.fit_rows(groups, first.stack, first.dtype, base, base_spread, first.launched)
         return SectionFit(first.section, fit)
     if first.kind == "memory_bound":
-        fit = memory_bound.fit_rows(groups, first.stack, base, base_spread)
+        fit = memory_bound.fit_rows(groups, first.stack, base, base_spread, first.launched)
         return SectionFit(first.section, fit)
     if first.kind == "collective":
         result = collective.fit_rows(groups, base, base_spread)

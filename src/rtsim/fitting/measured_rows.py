@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from rtsim_kernels import tables
+
+from rtsim.device_facts import attention_peak_flops_per_s, device_row
+from rtsim.specs.gpu import GpuSpec
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,38 @@ def joined(parts: Sequence[_Rows]) -> _Rows:
         if isinstance(value, np.ndarray)
     }
     return replace(first, **arrays)
+
+
+def attention_facts(
+    columns: Mapping[str, NDArray[Any]],
+    members: NDArray[np.intp],
+    gpu_of: Callable[[str], GpuSpec],
+    bytes_of: Mapping[str, float],
+    arriving_bytes: float,
+) -> tuple[NDArray[np.float64], NDArray[np.void]]:
+    """What attention on each table row runs on: (facts, DEVICE records).
+
+    gpu_of: GPU by table name. bytes_of: bytes of an element by number format; an empty format of
+    the cache is that of the math. arriving_bytes: of queries and outputs, at least. facts: shape
+    (members, 3), peak FLOP/s and bytes per element of queries and of the cache.
+    """
+    keys = [
+        columns[name][members].astype(np.str_).tolist() for name in ("gpu", "dtype", "kv_dtype")
+    ]
+    devices: dict[str, NDArray[np.void]] = {}
+    facts: dict[tuple[str, str, str], tuple[float, float, float]] = {}
+    for gpu, dtype, kv_dtype in set(zip(*keys, strict=True)):
+        spec = gpu_of(gpu)
+        devices[gpu] = device_row(spec)
+        cache = kv_dtype or dtype
+        peak = attention_peak_flops_per_s(spec, dtype, cache)
+        facts[gpu, dtype, kv_dtype] = (
+            peak, max(arriving_bytes, bytes_of[dtype]), bytes_of[cache],
+        )  # fmt: skip
+    return (
+        np.array([facts[key] for key in zip(*keys, strict=True)]).reshape(-1, 3),
+        np.array([devices[gpu] for gpu in keys[0]], tables.DEVICE),
+    )
 
 
 def of_many_sets(

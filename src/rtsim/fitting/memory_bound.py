@@ -3,9 +3,9 @@
 What each named operator counts is `rtsim_kernels.memory_bound.OPERATORS`, the same table from
 which a Transformer is lowered. `COMPOSITES` are calls that run several kernels of one kind.
 
-Residency follows the method of a table: kernels timed inside a layer find what the kernel
-before wrote, and kernels repeated on one buffer find all of it, as far as the L2 holds it.
-Only gathered rows (embedding) come cold.
+Residency is what the rows say, else it follows the method of a table: kernels timed inside a layer
+find what the kernel before wrote, and kernels repeated on one buffer find all of it, as far as the
+L2 holds it. Only gathered rows (embedding) come cold.
 
 Split: `choose_rows` takes the fitted rows from names and sizes alone, the same number of each
 operator; all others are unseen.
@@ -24,6 +24,7 @@ from rtsim_kernels.tables import Coefficient
 
 from rtsim.fit import Fit, centred, fit_coefficients, select_rows
 from rtsim.fitting.measured_rows import MeasuredRows
+from rtsim.fitting.method import by_residency, launched, stated
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
@@ -93,7 +94,15 @@ def usable(columns: Columns) -> NDArray[np.str_]:
 
 def rows_of(columns: Columns, members: NDArray[np.intp]) -> Rows:
     """Kernel inputs of the table rows `members`, which are usable."""
-    eager = np.isin(columns["stack"][members], EAGER_STACKS)
+    eager = np.array(
+        [
+            launched(timing, stack in EAGER_STACKS)
+            for timing, stack in zip(
+                stated(columns, "timing", members), columns["stack"][members].tolist(), strict=True
+            )
+        ],
+        bool,
+    )
     op = columns["op"][members].astype(np.str_)
     kernel = [COMPOSITES.get(name, (name, 1)) for name in op.tolist()]
     work = [memory_bound.OPERATORS[name] for name, _ in kernel]
@@ -111,7 +120,9 @@ def rows_of(columns: Columns, members: NDArray[np.intp]) -> Rows:
         read_bytes=elements * element * np.array([w.read_elements for w in work]),
         written_bytes=elements * written * np.array([w.written_elements for w in work]),
         flops=elements * np.array([w.flops for w in work]),
-        warm_frac=np.where(np.isin(op, COLD_INPUTS), 0.0, 1.0),
+        warm_frac=by_residency(
+            columns, members, np.where(np.isin(op, COLD_INPUTS), 0.0, 1.0), cold=0.0, warm=1.0
+        ),
         kernels=np.array([float(count) for _, count in kernel]),
         further_launches=np.where(
             eager, np.array([EAGER_LAUNCHES.get(name, 1.0) for name in op.tolist()]) - 1.0, 0.0
@@ -165,9 +176,12 @@ def predict(rows: Rows, machine: Machine, coefficients: Mapping[str, float]) -> 
     return np.asarray(seconds * rows.kernels + further_s)
 
 
-def coefficients_for(stack: str) -> tuple[Coefficient, ...]:
-    """The declared coefficients, with the launch of an eager stack where `stack` is one."""
-    if stack not in EAGER_STACKS:
+def coefficients_for(stack: str, launched: bool | None = None) -> tuple[Coefficient, ...]:
+    """The declared coefficients, with the launch of an eager stack where it is in the times.
+
+    launched: whether it is; None: as the tables of `stack` are made.
+    """
+    if not (stack in EAGER_STACKS if launched is None else launched):
         return memory_bound.MEMORY_BOUND_COEFFICIENTS
     return tuple(
         c._replace(prior=EAGER_LAUNCH_S) if c.name == "launch_s" else c
@@ -180,13 +194,14 @@ def fit_rows(
     stack: str = "",
     base: Mapping[str, float] | None = None,
     base_spread: float = 1.0,
+    launched: bool | None = None,
 ) -> Fit:
     """Fit one set of coefficients to rows of one stack on one or more GPUs.
 
-    base, base_spread: priors from elsewhere, see `fit.centred`.
+    base, base_spread: priors from elsewhere, see `fit.centred`. launched: see `coefficients_for`.
     """
     measured_s = np.concatenate([rows.measured_s for rows, _ in groups])
-    coefficients = centred(coefficients_for(stack), base, base_spread)
+    coefficients = centred(coefficients_for(stack, launched), base, base_spread)
     names = tuple(c.name for c in coefficients)
 
     def seconds(values: Array) -> Array:

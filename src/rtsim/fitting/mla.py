@@ -25,11 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rtsim_kernels import mla, tables
 
-from rtsim.device_facts import attention_peak_flops_per_s, device_row
 from rtsim.fit import Fit, centred, fit_coefficients
 from rtsim.fitting import gemm
 from rtsim.fitting.cluster import cluster_rows, spread
-from rtsim.fitting.measured_rows import MeasuredRows, of_many_sets
+from rtsim.fitting.measured_rows import MeasuredRows, attention_facts, of_many_sets
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -151,18 +150,7 @@ def rows_of(
     def column(name: str) -> Array:
         return np.asarray(columns[name][members], dtype=float)
 
-    keys = [
-        columns[name][members].astype(np.str_).tolist() for name in ("gpu", "dtype", "kv_dtype")
-    ]
-    devices: dict[str, NDArray[np.void]] = {}
-    facts: dict[tuple[str, str, str], tuple[float, float, float]] = {}
-    for gpu, dtype, kv_dtype in set(zip(*keys, strict=True)):
-        spec = gpu_of(gpu)
-        devices[gpu] = device_row(spec)
-        cache = kv_dtype or dtype
-        peak = attention_peak_flops_per_s(spec, dtype, cache)
-        arriving = max(ARRIVING_BYTES, BYTES[dtype])
-        facts[gpu, dtype, kv_dtype] = (peak, arriving, BYTES[cache])
+    facts, device = attention_facts(columns, members, gpu_of, BYTES, ARRIVING_BYTES)
     return Rows(
         kind=kind,
         table_rows=members,
@@ -171,8 +159,8 @@ def rows_of(
         context=column("context_tokens"),
         n_heads=column("num_heads"),
         warm_frac=np.ones(len(members)),
-        facts=np.array([facts[key] for key in zip(*keys, strict=True)]).reshape(-1, 3),
-        device=np.array([devices[gpu] for gpu in keys[0]], tables.DEVICE),
+        facts=facts,
+        device=device,
         rest_s=np.zeros(len(members)),
         measured_s=column("time_us") * 1e-6,
     )

@@ -30,13 +30,23 @@ Array = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
 
 # Families of kernels, by words in kernel names; a name can hold several, the most telling first.
-_TELLING = ("min_latency", "marlin", "deepgemm", "cutedsl", "triton", "cutlass", "trtllm")
+_TELLING = (
+    "expert_loop",
+    "min_latency",
+    "marlin",
+    "deepgemm",
+    "cutedsl",
+    "triton",
+    "cutlass",
+    "trtllm",
+)
 
 ROW_SIGMA = 0.05
 DERIVATIVE_STEPS = (0.3, 0.1, 0.02)  # wide first: tiles make times jump
 REMOTE_SHARE = 0.25  # of the fitted rows, with experts on other GPUs
 MATRICES = 3.0  # all tables hold gated layers
 BENCHMARK_COPIES = 1.0  # layers cycled through before re-use
+COLD_COPIES = 1e5  # nothing left in the L2; endless ones stand for tokens that draw experts, too
 DISTRIBUTION = re.compile(r"(balanced)|power_law_([0-9]+(?:\.[0-9]+)?)")
 
 
@@ -82,15 +92,19 @@ def skew_of(distribution: str) -> float | None:
     return 0.0 if found[1] else float(found[2])
 
 
-def machine_of(gpu: GpuSpec, device: Any, dtype: str) -> Machine | None:
-    """Facts of one GPU and number format; None where the GPU has no such math or format."""
+def machine_of(gpu: GpuSpec, device: Any, dtype: str, residency: str = "") -> Machine | None:
+    """Facts of one GPU and number format; None where the GPU has no such math or format.
+
+    residency: as the rows say, "cold" where other weights pass between two uses of a layer's.
+    """
     form = operand_format(dtype)
     peak = None if form is None else gpu.peak_flops_per_s(form.math_dtype)
     if form is None or peak is None:
         return None
     facts = {
         "peak_flops_per_s": float(peak), "a_bytes": form.a_bytes, "b_bytes": form.b_bytes,
-        "out_bytes": form.out_bytes, "weight_copies": BENCHMARK_COPIES,
+        "out_bytes": form.out_bytes,
+        "weight_copies": COLD_COPIES if residency == "cold" else BENCHMARK_COPIES,
     }  # fmt: skip
     return Machine(device, facts)
 

@@ -22,6 +22,8 @@ from rtsim.measurements import Columns
 # as keep their pool busy up to this share of the time.
 UNSTATED_DECODE_WORKERS = 4
 UNSTATED_BUSY_FRAC = 0.7
+# A measured time below this share of the bound is wrong.
+_IMPOSSIBLE_FRAC = 0.8
 _LEAST_CACHE_FRAC = 0.02  # of a GPU's memory: the run took place, so some cache was there
 
 
@@ -151,6 +153,14 @@ def _transfer_s(prefill: Deployment, input_len: int) -> float:
     return moved / rate if rate > 0.0 else 0.0
 
 
+def _weights_s(deployment: Deployment) -> float:
+    """Seconds to read one GPU's weights, of a mixture those that every token meets, at the peak."""
+    system = deployment.engine.system
+    gpu, model = system.gpu, system.model
+    active_frac = model.active_parameters / model.parameters
+    return deployment.engine.placement().weights_bytes * active_frac / gpu.hbm_bytes_per_s
+
+
 def _batch_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> Case:
     said = with_batch_columns(row)
     one = deployments.of(said)
@@ -158,6 +168,11 @@ def _batch_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> Cas
         one = with_cache(one, "fp8")  # a byte per element either way
     sizes = row["prompt_tokens"], row["output_tokens"]
     labels = (row["model"], "", row["weight_dtype"], "batch", *sizes, said["tp"], row["batch"])
+    least_s = _weights_s(one) * (sizes[1] - 1)
+    if row["runtime_s"] < _IMPOSSIBLE_FRAC * least_s:
+        raise SpecError.of_missing(
+            "runtime_s", "faster than the hardware allows: each token reads the weights once"
+        )
     load = _load(one, float(row["batch"]), *sizes)
     return Case(i, one, load, None, (), 0.0, float("nan"), row["runtime_s"], labels, batch=True)
 

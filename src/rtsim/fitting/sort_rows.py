@@ -28,6 +28,7 @@ from rtsim.fitting.kinds import (
     predict,
     usable,
 )
+from rtsim.fitting.method import VALIDATION, stated
 from rtsim.measurement_schema import KINDS
 from rtsim.measurements import Columns, Table
 from rtsim.profile import DECLARED
@@ -36,7 +37,11 @@ from rtsim.specs.gpu import GpuSpec
 
 # Rows of the communication library serve every stack that calls it.
 LIBRARY_STACKS = ("nccl",)
+# Ways to run a library's models, whose kernels are those of the library.
+KERNELS_OF = {"pytorch-compiled": "pytorch", "pytorch-graphs": "pytorch"}
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
+
+_KEPT_OUT = {"validation": "kept for validation", "variant": "not the usual kernel"}
 
 # A table whose times are this far from any plausible ones is in another unit.
 _OTHER_UNIT = 100.0
@@ -110,11 +115,19 @@ def sort_rows(tables: Sequence[Table], gpu: GpuSpec, stack: str) -> SortedRows:
     beaten: list[ImpossibleRow] = []
     for table in tables:
         kind = SECTION_KINDS.get(table.kind)
+        if table.kind == "launch":  # see `launch_s`
+            own = _launches_of(table.columns, gpu, stack)
+            left = {"another GPU or stack": len(table) - int(own.sum())} if not own.all() else {}
+            reports.append(FileReport(table.file, table.kind, len(table), int(own.sum()), left))
+            continue
         if kind is None and table.kind not in ("generation", *RUN_KINDS):
             what = "unknown kind of table" if table.kind not in KINDS else "kind not fitted"
             reports.append(FileReport(table.file, table.kind, len(table), 0, {what: len(table)}))
             continue
         reasons = _foreign(table.columns, gpu, stack, table.kind).astype(object)
+        roles = stated(table.columns, "role", np.arange(len(table)))
+        for role in VALIDATION:
+            reasons[(reasons == "") & (roles == role)] = _KEPT_OUT[role]
         reasons[(reasons == "") & table.repeated] = "repeats an earlier row"
         columns = _filled(table.columns)
         if kind is not None:
@@ -144,7 +157,7 @@ def sort_rows(tables: Sequence[Table], gpu: GpuSpec, stack: str) -> SortedRows:
             members = np.flatnonzero(reasons == "")
             taken = {name: values[members] for name, values in columns.items()}
             if len(members):
-                generations += generation.configurations(taken)
+                generations += generation.configurations(taken, lambda _: gpu)
         used = int((reasons == "").sum())
         skipped = Counter(str(r) for r in reasons if r)
         reports.append(FileReport(table.file, table.kind, len(table), used, dict(skipped)))
@@ -174,11 +187,30 @@ def _foreign(columns: Columns, gpu: GpuSpec, stack: str, kind: str) -> NDArray[n
     stacks = {stack, ""}
     if kind == "collective":
         stacks.update(LIBRARY_STACKS)
+    if kind != "generation" and stack in KERNELS_OF:
+        stacks.add(KERNELS_OF[stack])
     if kind in RUN_KINDS:
         stacks.update(alias for alias, name in STACK_ALIASES.items() if name == stack)
     other = ~np.isin(columns["stack"], sorted(stacks))
     reasons[(reasons == "") & other] = "another stack"
     return reasons
+
+
+def launch_s(tables: Sequence[Table], gpu: GpuSpec, stack: str) -> float | None:
+    """Median host seconds per kernel of the `launch` rows of a GPU and stack; None without any."""
+    found: list[float] = []
+    for table in tables:
+        if table.kind == "launch":
+            own = _launches_of(table.columns, gpu, stack)
+            per_kernel_us = table.columns["time_us"][own] / table.columns["kernels"][own]
+            found += (per_kernel_us * 1e-6).tolist()
+    return float(np.median(found)) if found else None
+
+
+def _launches_of(columns: Columns, gpu: GpuSpec, stack: str) -> NDArray[np.bool_]:
+    """Which `launch` rows are of this GPU and of this very stack."""
+    named = columns["stack"] == stack
+    return np.asarray(named & (_foreign(columns, gpu, stack, "launch") == ""))
 
 
 @lru_cache(maxsize=512)

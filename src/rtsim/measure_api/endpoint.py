@@ -86,7 +86,8 @@ class Endpoint:
     def shown_url(self) -> str:
         """The address without what may be secret in it."""
         parts = urlsplit(self.base_url)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        shown = f"{parts.netloc.rpartition('@')[2]}{parts.path}"
+        return f"{parts.scheme}://{shown}" if parts.scheme else shown
 
     @property
     def host(self) -> str:

@@ -265,6 +265,22 @@ class ModelSpec(Spec):
     def _outside(self) -> int:
         return self.embedding_parameters + self.head_parameters + self.other_parameters
 
+    @property
+    def keeps(self) -> str:
+        """What is kept of a sequence: "keys and values", "states", both, or "nothing"."""
+        kept = {
+            "keys and values": self.kv_bytes_per_token() > 0.0,
+            "states": self.state_bytes() > 0.0,
+        }
+        return ", ".join(what for what, there in kept.items() if there) or "nothing"
+
+    def state_bytes(self) -> float:
+        """Bytes of the states of one sequence, whatever its length, all layers."""
+        return sum(
+            g.count * float(mixer.state_bytes(self.dtype)) for g in self.all_layers
+            for mixer in g.mixers if _caches(mixer)
+        )  # fmt: skip
+
     def kv_bytes_per_token(self, kv_dtype: str | None = None) -> float:
         """Bytes that one token adds to the cache, all layers, before any window is full."""
         dtype = self.kv_format(kv_dtype)

@@ -117,8 +117,7 @@ class ParallelismSpec(Spec):
     def check_model(self, model: ModelSpec) -> list[str]:
         """Notes on how the split suits the model; SpecError where it is impossible."""
         notes: list[str] = []
-        if self.ep > 1 and model.n_experts == 0:
-            raise SpecError("ep", self.ep, f"must be 1, {model.name} has no experts")
+        check_experts(self.ep, model)
         if self.ep > model.n_experts > 0:
             raise SpecError(
                 "ep", self.ep, f"must be at most the {model.n_experts} experts of {model.name}"
@@ -225,6 +224,12 @@ def _padding(what: str, width: int, degree: str, ranks: int) -> list[str]:
         return []
     return [f"{what} {width} does not divide by {degree} = {ranks}; padded to "
             f"{-(-width // ranks)} a rank"]  # fmt: skip
+
+
+def check_experts(ep: int, model: ModelSpec) -> None:
+    """Raise SpecError where experts are to be split over GPUs that a model does not have."""
+    if ep > 1 and model.n_experts == 0:
+        raise SpecError("ep", ep, f"must be 1, {model.name} has no experts")
 
 
 def _divisors(number: int) -> str:
