@@ -159,6 +159,15 @@ def offline_rate(deployment: Deployment, traffic: Traffic, most_requests: int = 
     )
 
 
+def warm_up() -> None:
+    """Compile the kernels of a simulation."""
+    from rtsim.predict import system
+    from rtsim.serving.engine import Engine
+
+    deployment = Deployment(Engine(system("gpt3-125m", "a100", stack="vllm")))
+    simulate(deployment, _AtOnce(Requests(np.zeros(1), *(np.ones((3, 1), np.int64)))))
+
+
 @dataclass(frozen=True)
 class _AtOnce:
     """Requests that are all there at time zero."""
