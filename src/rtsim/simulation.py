@@ -36,6 +36,7 @@ RECORD_COLUMNS: dict[str, type] = {
     "priority": int, "replica": int, "waited_s": float, "ttft_s": float, "tpot_s": float,
     "e2e_latency_s": float, "longest_gap_s": float, "preemptions": int,
 }  # fmt: skip
+_CURVE = (0.2, 0.4, 0.6, 0.8, 1.1, 1.2)  # of the capacity
 _STATUS = np.array(["ok", *(REFUSALS[s] for s in sorted(REFUSALS))], dtype=object)
 
 
@@ -77,6 +78,7 @@ def simulate(
     percentiles: Iterable[float] = PERCENTILES,
     find_capacity: bool = False,
     tolerance: float = TOLERANCE,
+    curve: bool = False,
     policy: str | None = None,
     token_budget: int | None = None,
     max_sequences: int | None = None,
@@ -103,7 +105,8 @@ def simulate(
     `concurrency` of them in flight. The scheduler's figures default to those of the stack.
     `prefill_workers` replicas take prompts only, `decode_workers` (or dp) the decoding;
     `prefill_tp` and `prefill_gpu` say what the former are.
-    `find_capacity` looks for the highest rate that meets the level. `records` (.csv, .parquet,
+    `find_capacity` looks for the highest rate that meets the level, with `curve` also at shares of
+    it that make a figure. `records` (.csv, .parquet,
     .json) and `chrome_trace` are written as it goes, whole or not at all. system_options: those of
     `rtsim.predict` that say model, GPUs and formats.
 
@@ -139,7 +142,7 @@ def simulate(
         Run(deployment, traffic, **options)  # what is out of range is said before any work
         found = capacity(
             deployment, traffic, wanted, share, tolerance=tolerance,
-            percentiles=options["percentiles"], progress=progress,
+            percentiles=options["percentiles"], also=_CURVE if curve else (), progress=progress,
         )  # fmt: skip
         if found.rate_per_s > 0.0:
             traffic = traffic.at_rate(found.rate_per_s)

@@ -185,7 +185,9 @@ def test_one_sequence_at_a_time_waits_as_pollaczek_and_khinchine_say(name, load)
     service_s = np.array([times[int(prompt)] for prompt in lengths.input_len])
     rate = load / (service_s @ lengths.share)
     n = 40_000
-    rows = records_of(Run(deployment, Generated(rate, lengths, n, seed=11)))
+    run = Run(deployment, Generated(rate, lengths, n, seed=11))
+    rows = records_of(run)
+    assert len(run.state.sched.requests) == 4096  # slots are used again: no more than at first
     waits = rows["waited_s"][np.argsort(rows["request"])]
     expected = rate * (service_s**2 @ lengths.share) / (2.0 * (1.0 - load))
     # Waits of neighbours are alike: the error from means over long stretches.
@@ -369,6 +371,22 @@ def test_a_level_without_limits_is_limited_by_throughput():
     deployment = Deployment(engine(max_sequences=4))
     found = capacity(deployment, Generated(1.0, LENGTHS, 500), ServiceLevel(), 0.95)
     assert found.rate_per_s == pytest.approx(found.offline_per_s, rel=0.15)
+
+
+def test_more_requests_at_once_than_there_are_slots_at_first():
+    rows = [(0.0, 20, 2, 0)] * 6000
+    run = Run(Deployment(engine()), Listed(rows))
+    assert len(np.unique(records_of(run)["request"])) == 6000
+    assert run.result().most_waiting == 6000
+    assert len(run.state.sched.requests) == 8192
+
+
+def test_the_event_loop_is_compiled_once_for_all_systems():
+    for made in (engine(), engine("static", gpu="a100", split={"tp": 2})):
+        simulate(Deployment(made), Generated(10.0, LENGTHS, 5))
+    lookup = system("gpt-oss-20b", "h100", stack="sglang", dp=2)
+    simulate(Deployment(Engine(lookup)), Generated(10.0, LENGTHS, 5))
+    assert len(compiled().events.run.signatures) == 1
 
 
 # Files ------------------------------------------------------------------------------------------

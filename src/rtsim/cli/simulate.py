@@ -133,7 +133,8 @@ def command(
         check_plot_file(plot)
     given = {name: value for name, value in request.items() if value is not None}
     with simulate_view.progress(searching=request["find_capacity"]) as report:
-        found = simulate(**given, progress=report)
+        curve = plot is not None and plot_kind == "goodput"
+        found = simulate(**given, curve=curve, progress=report)
     if plot is not None:
         plot_simulation(found, plot, plot_kind)
     deliver(

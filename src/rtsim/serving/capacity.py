@@ -19,7 +19,7 @@ from rtsim.service_level import ServiceLevel
 from rtsim.serving.arrivals import Played, Traffic, check_rate
 from rtsim.serving.deployment import Deployment
 from rtsim.serving.simulate import offline_rate, simulate
-from rtsim.serving.simulated import Simulated
+from rtsim.serving.simulated import PERCENTILES, Simulated
 
 TOLERANCE = 0.01  # of the rate, between the one that meets the level and the one that misses it
 _ALONE = 0.01  # requests running on average
@@ -65,10 +65,14 @@ def capacity(
     share: float,
     *,
     tolerance: float = TOLERANCE,
-    percentiles: tuple[float, ...] = (50.0, 90.0, 95.0, 99.0),
+    percentiles: tuple[float, ...] = PERCENTILES,
+    also: tuple[float, ...] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Capacity:
-    """The highest rate at which `share` of the requests meets `level`, see the module."""
+    """The highest rate at which `share` of the requests meets `level`, see the module.
+
+    also: shares of that rate to simulate too, for a curve.
+    """
     if not 1e-4 <= tolerance <= 0.5:
         raise SpecError("tolerance", tolerance, "must be from 0.0001 to 0.5")
     if isinstance(traffic, Played):
@@ -107,5 +111,8 @@ def capacity(
             low = rate
         else:
             high = rate
+    if low > 0.0:
+        for part in also:
+            meets(part * low)
     tried.sort(key=lambda one: one.rate_per_s)
     return Capacity(low, high, offline, tuple(tried))
