@@ -280,6 +280,7 @@ def start_step(r: int, now_s: float, state: Any, pools: Any) -> None:
     replica = state.replicas[r]
     totals = state.sched.totals[0]
     replica.touched = 0
+    preempted = totals.preemptions
     longest_s = 0.0
     decodes = 0.0
     prompts = 0
@@ -299,6 +300,8 @@ def start_step(r: int, now_s: float, state: Any, pools: Any) -> None:
         prompts += math.ceil(batch.n_prompts - 1e-9)
         prompt_tokens += batch.n_prompts * batch.chunk
     if longest_s <= 0.0:
+        # Nothing runs, since caches on their way left too few blocks: others may find room.
+        replica.touched = int(totals.preemptions > preempted)
         return
     replica.started_s = now_s
     replica.ends_s = now_s + longest_s

@@ -157,10 +157,12 @@ class Server:
 
     def start(self, now: float) -> None:
         self.queue.sort(key=lambda r: r.rank)
-        self.moved = 0.0
+        self.moved, before = 0.0, self.preemptions
         self.fill_mixed() if self.rules.policy == "mixed" else self.fill_apart()
         working = [r for r in self.running if r.now]
         if not working:
+            if self.preemptions > before:
+                self.start(now)
             return
         decoding = [r for r in working if r.decodes]
         prompts = [r for r in working if not r.decodes]
