@@ -53,7 +53,9 @@ def compiled() -> ModuleType:
                 "serving_state",
                 "timeline",
                 "request_queue",
+                "cache_blocks",
                 "scheduling",
+                "request_flow",
                 "step_memo",
                 "events",
             ):
