@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 from . import tables
 from ._jit import inner, jit
 from .step import (
+    after_segment,
     by_units,
     depends_on_context,
-    join_tracks,
     operator_s,
     operator_units,
     operator_work,
@@ -246,16 +246,7 @@ def layers_s(
                 times[i, 0] = seconds
             gpu_s += times[i, 0]
         host_s = segment_host_s(segment, operators, batch.n_prompts, host, times)
-        both_s, owed_frac = join_tracks(gpu_s, host_s, host.corner)
-        if gpu_clock + segment.count * gpu_s >= host_clock + segment.count * both_s:
-            gpu_clock += segment.count * gpu_s
-            owed_frac = 1.0
-        else:  # the GPU had caught up with the host
-            gpu_clock = host_clock + segment.count * both_s
-            for i in range(segment.first):
-                times[i, 1] = 0.0
-        for i in range(segment.first, segment.last):
-            times[i, 1] = times[i, 0] * owed_frac
+        gpu_clock = after_segment(segment, gpu_s, host_s, gpu_clock, host_clock, host, times)
         host_clock += segment.count * host_s
     return gpu_clock
 

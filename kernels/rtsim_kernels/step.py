@@ -487,13 +487,31 @@ def segment_host_s(segment: Any, operators: Any, is_prefill: float, host: Any, t
 
 
 @inner
-def join_tracks(gpu_s: float, host_s: float, corner: float) -> tuple[float, float]:
-    """(seconds of a layer, share of its GPU time that it is owed to) by a corner of exponent p."""
+def after_segment(
+    segment: Any, gpu_s: float, host_s: float, gpu_clock: float, host_clock: float, host: Any,
+    times: Any,
+) -> float:  # fmt: skip
+    """The GPU's clock after all repetitions of a segment that takes gpu_s and host_s each.
+
+    Writes what the step owes to the segment's operators to `times`, as `step_s` says.
+    """
     slow = max(gpu_s, host_s)
-    if slow <= 0.0:
-        return 0.0, 0.0
-    both_s = slow * ((gpu_s / slow) ** corner + (host_s / slow) ** corner) ** (1.0 / corner)
-    return both_s, (gpu_s / both_s) ** (corner - 1.0)
+    both_s = 0.0
+    owed_frac = 0.0
+    if slow > 0.0:
+        p = host.corner
+        both_s = slow * ((gpu_s / slow) ** p + (host_s / slow) ** p) ** (1.0 / p)
+        owed_frac = (gpu_s / both_s) ** (p - 1.0)
+    if gpu_clock + segment.count * gpu_s >= host_clock + segment.count * both_s:
+        gpu_clock += segment.count * gpu_s
+        owed_frac = 1.0
+    else:  # the GPU had caught up with the host: what it did before was hidden
+        gpu_clock = host_clock + segment.count * both_s
+        for i in range(segment.first):
+            times[i, 1] = 0.0
+    for i in range(segment.first, segment.last):
+        times[i, 1] = times[i, 0] * owed_frac
+    return gpu_clock
 
 
 @jit
@@ -548,15 +566,6 @@ def step_s(
                     times[i, 0] = seconds + operator.launches * host.kernel_gap_s
             gpu_s += times[i, 0]
         host_s = segment_host_s(segment, operators, is_prefill, host, times)
-        both_s, owed_frac = join_tracks(gpu_s, host_s, host.corner)
-        if gpu_clock + segment.count * gpu_s >= host_clock + segment.count * both_s:
-            gpu_clock += segment.count * gpu_s
-            owed_frac = 1.0
-        else:  # the GPU had caught up with the host: what it did before was hidden
-            gpu_clock = host_clock + segment.count * both_s
-            for i in range(segment.first):
-                times[i, 1] = 0.0
-        for i in range(segment.first, segment.last):
-            times[i, 1] = times[i, 0] * owed_frac
+        gpu_clock = after_segment(segment, gpu_s, host_s, gpu_clock, host_clock, host, times)
         host_clock += segment.count * host_s
     return host.slowness * host.step_s + gpu_clock

@@ -267,3 +267,14 @@ def test_what_cannot_be_served_is_refused(tmp_path: Path) -> None:
         serve("bert-large", "h100", 4)
     with pytest.raises(SpecError, match="more GPUs or fewer bits"):
         serve("llama-3.1-405b", "h100", 4)
+
+
+def test_a_gpu_without_runs_gets_a_wider_interval() -> None:
+    def width(gpu: str, **changes: object) -> float:
+        made = serve("llama-3.1-8b", gpu, 8, **changes)  # type: ignore[arg-type]
+        low, high = made.interval_90["tpot_s"]  # type: ignore[misc]
+        return high / low
+
+    own = width("h100-sxm5-80gb")
+    assert width("h200") > 1.2 * own
+    assert width("h100-sxm5-80gb", set={"gpu.hbm_bytes_per_s": "2x"}) > 1.2 * own

@@ -108,7 +108,7 @@ def test_the_runs_give_what_engines_add(name: str) -> None:
 
 
 # Error of time per output token, and of the runtime of batches, of the fitted runs themselves.
-RUNS_CEILING = {"serving": 0.125, "batches": 0.115}
+RUNS_CEILING = {"serving": 0.125, "batches": 0.135}
 
 
 @pytest.mark.parametrize("kind", RUNS_CEILING)

@@ -18,7 +18,7 @@ from rtsim.measurements import Columns
 from rtsim.profile import DEVIATIONS_90, load_profile
 from rtsim.row_times import RowTimes
 from rtsim.serving.engine import engine_coefficients
-from rtsim.serving.steady import serving_sigma
+from rtsim.serving.steady import system_sigma
 
 REGIMES = ("agg", "disagg", "disagg, workers not stated")
 
@@ -41,7 +41,7 @@ def predict_serving(columns: Columns, profile: str | None) -> dict[str, RowTimes
         release = system.profile.releases.get(version, {})
         for name, seconds in (("ttft", ttft_s), ("tpot", tpot_s)):
             at = seconds * release.get(f"{name}_frac", 1.0)
-            width = np.exp(DEVIATIONS_90 * serving_sigma(system.profile, name))
+            width = np.exp(DEVIATIONS_90 * system_sigma(system, name))
             found[name][:, case.index] = at, at / width, at * width
     counted = (columns["prefill_workers"] > 0) & (columns["decode_workers"] > 0)
     pools = np.where(counted, REGIMES[1], REGIMES[2])
@@ -68,7 +68,7 @@ def predict_batches(columns: Columns, profile: str | None) -> dict[str, RowTimes
     for case in cases:
         system = case.deployment.engine.system
         _, seconds = times_of(case, engine_coefficients(system, "batch"))
-        width = np.exp(DEVIATIONS_90 * serving_sigma(system.profile, "batch"))
+        width = np.exp(DEVIATIONS_90 * system_sigma(system, "batch"))
         found[:, case.index] = seconds, seconds / width, seconds * width
     return {
         "runtime": RowTimes(

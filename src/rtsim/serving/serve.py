@@ -206,9 +206,9 @@ def serve(
         scheduler=scheduler, input_len=prompt, output_len=output, prefix_hit=prefix_hit,
         speculation=speculation, state=state,
         interval_90={
-            "ttft_s": interval_90(made.profile, "ttft", state.ttft_s),
+            "ttft_s": interval_90(made, "ttft", state.ttft_s),
             "tpot_s": None if state.tpot_s is None
-            else interval_90(made.profile, "tpot", state.tpot_s),
+            else interval_90(made, "tpot", state.tpot_s),
         },
         weights_bytes=engine.placement().weights_bytes, cache_bytes=cache.capacity_bytes,
         cache_frac=min(1.0, held / cache.capacity_bytes), cost=cost,

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtsim.errors import SpecError
+from rtsim.predict import System
 from rtsim.profile import DEVIATIONS_90, Profile
 from rtsim.serving.engine import Engine
 
@@ -22,6 +23,10 @@ Array = NDArray[np.float64]
 
 # Where no serving run was fitted: what a stack's runs are off by on another GPU.
 UNFITTED_SIGMA = {"ttft": 0.5, "tpot": 0.25, "batch": 0.3}
+
+
+# Further deviation on a GPU without runs of its own: docs/accuracy-serving.md, a GPU left out.
+TRANSFER_SIGMA = {"ttft": 0.25, "tpot": 0.15, "batch": 0.15}
 
 
 def serving_sigma(profile: Profile, name: str) -> float:
@@ -179,10 +184,18 @@ def state_of(
     )
 
 
-def interval_90(profile: Profile, name: str, seconds: float) -> tuple[float, float]:
+def interval_90(system: System, name: str, seconds: float) -> tuple[float, float]:
     """The 90 % interval of a serving time, "ttft" or "tpot", from the scatter of left-out runs."""
-    factor = math.exp(DEVIATIONS_90 * serving_sigma(profile, name))
+    factor = math.exp(DEVIATIONS_90 * system_sigma(system, name))
     return seconds / factor, seconds * factor
+
+
+def system_sigma(system: System, name: str) -> float:
+    """`serving_sigma` of a system's profile, wider where the GPU is not the profile's."""
+    own = serving_sigma(system.profile, name)
+    if system.gpu.name == system.profile.gpu and not system.gpu.what_if:
+        return own
+    return math.hypot(own, TRANSFER_SIGMA[name])
 
 
 def as_json(state: SteadyState) -> dict[str, Any]:
