@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PAGES = ("extend", "sweep", "plan")
+PAGES = ("extend", "sweep", "plan", "serving")
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 _FILE = re.compile(r"<!-- file: (\S+) -->\n\n```toml\n(.*?)```", re.DOTALL)
 _RUN = re.compile(r"(<!-- run -->\n\n```\n)\$ rtsim (.*?)\n(.*?)(```)", re.DOTALL)

@@ -50,6 +50,14 @@ def compiled() -> ModuleType:
                 "bulk_rows",
                 "bulk",
                 "bulk_encoders",
+                "serving_state",
+                "timeline",
+                "request_queue",
+                "cache_blocks",
+                "scheduling",
+                "request_flow",
+                "step_memo",
+                "events",
             ):
                 importlib.import_module(f"{COMPILED_PACKAGE}.{name}")
     return sys.modules[COMPILED_PACKAGE]

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from rtsim.scores import read_model_map
     from rtsim.serving.serve import ServingPrediction, serve
     from rtsim.serving.steady import SteadyState, steady_state
+    from rtsim.simulation import Simulation, simulate
     from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec, WorkloadSpec
     from rtsim.study import load_study
     from rtsim.sweep import SweepResult, sweep
@@ -61,6 +62,8 @@ _HOME = {
     "SweepResult": "sweep",
     "plan": "plan",
     "Plan": "planned",
+    "simulate": "simulation",
+    "Simulation": "simulation",
     "explain": "explain",
     "Explanation": "explain",
     "PlannedSystem": "planned",
@@ -128,6 +131,7 @@ __all__ = [
     "ProfiledModel",
     "RtsimError",
     "ServingPrediction",
+    "Simulation",
     "SpecError",
     "SteadyState",
     "SweepResult",
@@ -155,6 +159,7 @@ __all__ = [
     "read_model_map",
     "read_table",
     "serve",
+    "simulate",
     "steady_state",
     "sweep",
     "tradeoff",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,8 +46,31 @@ def _pyarrow() -> Any:
 
 def write_table(file: BinaryIO, request: Request, blocks: Iterable[Block], ending: str) -> None:
     """Write blocks of rows in the format of a file name's ending."""
-    writers = {".csv": _write_csv, ".json": _write_json, ".parquet": _write_parquet}
-    writers[ending](file, request, blocks)
+    if ending == ".parquet":
+        _write_parquet(file, request, blocks)
+    else:
+        _TEXT_WRITERS[ending](file, list(request.columns), blocks)
+
+
+def write_columns(
+    file: BinaryIO, columns: Mapping[str, type], blocks: Iterable[Block], ending: str
+) -> None:
+    """Write blocks of columns of stated types (int, float or str), the rows of any table."""
+    if ending != ".parquet":
+        _TEXT_WRITERS[ending](file, list(columns), blocks)
+        return
+    arrow = _pyarrow()
+    kinds = {int: arrow.int64(), float: arrow.float64(), str: arrow.string()}
+    schema = arrow.schema([arrow.field(name, kinds[kind]) for name, kind in columns.items()])
+    texts = [name for name, kind in columns.items() if kind is str]
+    with arrow.parquet.ParquetWriter(file, schema, use_dictionary=texts) as writer:
+        for block in blocks:
+            arrays = [
+                arrow.array(_cells(block[name]) if kind is str else block[name], kinds[kind],
+                            mask=np.isnan(block[name]) if kind is float else None)
+                for name, kind in columns.items()
+            ]  # fmt: skip
+            writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
 
 
 def _cells(column: Array) -> list[Any]:
@@ -59,27 +82,25 @@ def _cells(column: Array) -> list[Any]:
     return values  # type: ignore[no-any-return]
 
 
-def _write_csv(file: BinaryIO, request: Request, blocks: Iterable[Block]) -> None:
+def _write_csv(file: BinaryIO, columns: list[str], blocks: Iterable[Block]) -> None:
     """By pyarrow where it is installed, several times as fast; the same values either way."""
     try:
-        _write_csv_by_arrow(file, request, blocks, _pyarrow())
+        _write_csv_by_arrow(file, columns, blocks, _pyarrow())
     except NotSupported:
-        _write_csv_by_row(file, request, blocks)
+        _write_csv_by_row(file, columns, blocks)
 
 
 def _write_csv_by_arrow(
-    file: BinaryIO, request: Request, blocks: Iterable[Block], arrow: Any
+    file: BinaryIO, columns: list[str], blocks: Iterable[Block], arrow: Any
 ) -> None:
     import pyarrow.csv
 
-    file.write((",".join(request.columns) + "\n").encode())
+    file.write((",".join(columns) + "\n").encode())
     options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed")
     for block in blocks:
-        arrays = [_csv_array(block[name], arrow) for name in request.columns]
-        if len(block[request.columns[0]]):
-            pyarrow.csv.write_csv(
-                arrow.Table.from_arrays(arrays, names=list(request.columns)), file, options
-            )
+        arrays = [_csv_array(block[name], arrow) for name in columns]
+        if len(block[columns[0]]):
+            pyarrow.csv.write_csv(arrow.Table.from_arrays(arrays, names=columns), file, options)
 
 
 def _csv_array(column: Array, arrow: Any) -> Any:
@@ -92,25 +113,28 @@ def _csv_array(column: Array, arrow: Any) -> Any:
     return _arrow_array(column, arrow.from_numpy_dtype(column.dtype), arrow)
 
 
-def _write_csv_by_row(file: BinaryIO, request: Request, blocks: Iterable[Block]) -> None:
+def _write_csv_by_row(file: BinaryIO, columns: list[str], blocks: Iterable[Block]) -> None:
     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=False)
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(request.columns)
+    writer.writerow(columns)
     for block in blocks:
-        writer.writerows(zip(*(_cells(block[name]) for name in request.columns), strict=True))
+        writer.writerows(zip(*(_cells(block[name]) for name in columns), strict=True))
     text.flush()
     text.detach()
 
 
-def _write_json(file: BinaryIO, request: Request, blocks: Iterable[Block]) -> None:
+def _write_json(file: BinaryIO, columns: list[str], blocks: Iterable[Block]) -> None:
     before = b"[\n"
     encode = json.JSONEncoder(allow_nan=False).encode
     for block in blocks:
-        columns = [_cells(block[name]) for name in request.columns]
-        for row in zip(*columns, strict=True):
-            file.write(before + encode(dict(zip(request.columns, row, strict=True))).encode())
+        cells = [_cells(block[name]) for name in columns]
+        for row in zip(*cells, strict=True):
+            file.write(before + encode(dict(zip(columns, row, strict=True))).encode())
             before = b",\n"
     file.write(b"\n]\n" if before == b",\n" else b"[]\n")
+
+
+_TEXT_WRITERS = {".csv": _write_csv, ".json": _write_json}
 
 
 def _write_parquet(file: BinaryIO, request: Request, blocks: Iterable[Block]) -> None:

@@ -23,6 +23,7 @@ COMMANDS = {
     "predict": ("predict", "Time, memory, cost and energy of one generation."),
     "sweep": ("sweep", "Predictions of a whole grid, filtered, sorted, to a file."),
     "plan": ("plan", "The cheapest, fastest or least-energy system for a service level."),
+    "simulate": ("simulate", "A serving system under requests that arrive, wait and run."),
     "explain": ("explain", "What a time depends on: elasticities, and where bounds flip."),
     "list": ("list_names", "Names of the models, GPUs and profiles that are known."),
     "import-hf": ("import_hf", "A Hugging Face config.json as a model in rtsim's own format."),

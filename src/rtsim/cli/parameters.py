@@ -35,7 +35,7 @@ def _settings(
     return parse_settings(texts)
 
 
-_REQUEST = (
+_SYSTEM = (
     click.option(
         "--arch",
         required=True,
@@ -66,9 +66,6 @@ _REQUEST = (
         "--micro-batches", type=count, metavar="N", help="Parts of a batch in the pipeline."
     ),
     click.option("--stack", metavar="NAME", help="Software stack, such as vllm or megatron-lm."),
-    click.option("--batch-size", type=count, metavar="N", help="Sequences at a time."),
-    click.option("--input-len", type=count, metavar="N", help="Prompt tokens per sequence."),
-    click.option("--output-len", type=count, metavar="N", help="Generated tokens per sequence."),
     click.option(
         "--dtype",
         metavar="D",
@@ -82,11 +79,23 @@ _REQUEST = (
         "--profile", metavar="NAME|FILE", help="Fitted profile (see rtsim list profiles)."
     ),
 )
+_WORKLOAD = (
+    click.option("--batch-size", type=count, metavar="N", help="Sequences at a time."),
+    click.option("--input-len", type=count, metavar="N", help="Prompt tokens per sequence."),
+    click.option("--output-len", type=count, metavar="N", help="Generated tokens per sequence."),
+)
+
+
+def system_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say what runs: model, GPUs, split, stack, formats."""
+    for option in reversed(_SYSTEM):
+        command = option(command)
+    return command
 
 
 def request_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say what is predicted: model, GPU, split, workload, formats."""
-    for option in reversed(_REQUEST):
+    for option in reversed((*_SYSTEM, *_WORKLOAD)):
         command = option(command)
     return command
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import mixed, steady
+from rtsim_kernels import mixed, steady, tables
 
 from rtsim.device_facts import record
 from rtsim.errors import SpecError
@@ -91,6 +91,10 @@ class Engine:
         kernels, machines = self.system.compiled_form()
         table = self.system.table
         return kernels, (table.rows, table.segments, machines[0], self.row[()])
+
+    def interpreted(self) -> tuple[Any, ...]:
+        """(operators, segments, machine, engine) for the kernels as plain Python."""
+        return (*self.system.plain(), tables.as_row(self.row[()]))
 
     def step_s(self, batch: mixed.Batch) -> float:
         """Seconds of one step; `batch` is of one group."""

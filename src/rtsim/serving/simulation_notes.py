@@ -1,0 +1,68 @@
+"""What has to be said of a simulation beside its figures."""
+
+from __future__ import annotations
+
+import math
+
+from rtsim_kernels import serving_state as st
+
+from rtsim.serving.arrivals import Played, Traffic
+from rtsim.serving.capacity import Capacity
+from rtsim.serving.deployment import Deployment
+from rtsim.serving.simulated import REFUSALS, Simulated
+
+
+def notes_on(
+    deployment: Deployment, traffic: Traffic, result: Simulated,
+    found: Capacity | None, carried: float | None,
+) -> tuple[str, ...]:  # fmt: skip
+    """Refusals, overload, what a search found, preemptions, and the notes of the systems."""
+    notes = []
+    for reason, n in result.refused.items():
+        limit = {
+            REFUSALS[st.BEYOND_CONTEXT]: f" of {deployment.longest_request:,} tokens",
+            REFUSALS[st.BEYOND_CACHE]: " of a group of GPUs",
+        }.get(reason, "")
+        notes.append(f"{n:,} of {result.n_requests:,} requests were rejected: {reason}{limit}")
+    if result.overloaded and carried is not None:
+        notes.append(
+            f"{result.arrival_rate_per_s:.3g} requests/s arrive and about {carried:.3g} are "
+            f"carried: {result.backlog:,} were waiting at the last arrival, and times grow with "
+            "the length of the run"
+        )
+    if found is not None:
+        notes.append(_capacity_note(found, result))
+    if isinstance(traffic, Played) and traffic.n_requests > traffic.n_recorded:
+        times = traffic.n_requests / traffic.n_recorded
+        notes.append(f"the trace of {traffic.n_recorded:,} requests is played {times:.3g} times")
+    if result.preemptions:
+        notes.append(
+            f"{result.preemptions:,} preemptions: the cache was full"
+            + (f", {result.recomputed_tokens:,} tokens were computed again"
+               if result.recomputed_tokens else "")
+        )  # fmt: skip
+    for engine in deployment.engines:
+        if engine.system.parallelism.pp > 1:
+            notes.append(
+                f"{engine.system.parallelism.pp} pipeline stages as streams of requests with equal "
+                "parts of cache and places"
+            )
+        notes += engine.system.notes
+    return tuple(dict.fromkeys(notes))
+
+
+def _capacity_note(found: Capacity, result: Simulated) -> str:
+    if found.rate_per_s == 0.0:
+        return (
+            f"no rate meets the level, down to {found.tried[0].rate_per_s:.3g} requests/s: a "
+            "request alone may take longer than it allows"
+        )
+    if not math.isfinite(found.missed_per_s):
+        return f"the level is met at every rate that was tried, for {result.n_requests:,} requests"
+    width = 100.0 * (found.missed_per_s / found.rate_per_s - 1.0)
+    scatter = 100.0 * math.sqrt(result.share * (1.0 - result.share) / max(1, result.n_requests))
+    return (
+        f"met at {found.rate_per_s:.4g} and missed at {found.missed_per_s:.4g} requests/s with the "
+        f"same {result.n_requests:,} requests ({width:.1f}% apart); the share within the level "
+        f"scatters by {scatter:.1f} points with others"
+    )
