@@ -239,7 +239,13 @@ def layers_s(
         gpu_s = 0.0
         for i in range(segment.first, segment.last):
             operator = operators[i]
-            if not reuse or depends_on_context(operator):
+            if operator.same > 0:
+                other = operator.same - 1
+                seconds = times[other, 0]
+                if seconds > 0.0:
+                    seconds += (operator.launches - operators[other].launches) * host.kernel_gap_s
+                times[i, 0] = seconds
+            elif not reuse or depends_on_context(operator):
                 seconds = engine_operator_s(operator, batch, machine, engine)
                 if seconds > 0.0:
                     seconds += operator.launches * host.kernel_gap_s

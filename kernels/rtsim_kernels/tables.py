@@ -136,6 +136,10 @@ OPERATOR = np.dtype(
         ("ranks", np.float64),
         ("ranks_per_node", np.float64),
         ("launches", np.float64),  # kernels that the host issues for it
+        (
+            "same",
+            np.int64,
+        ),  # 1 + the first row of the table that differs in launches alone; 0: none
     ]
 )
 

@@ -128,10 +128,8 @@ def _of_table(table: OperatorTable) -> tuple[Array, Array]:
     """(dependence, same) of an operator table, see `bulk_rows.Tables`."""
     found = _known_tables.get(id(table))
     if found is None:
-        rows = table.rows.copy()
-        rows["launches"] = 0.0
-        firsts: dict[bytes, int] = {}
-        same = np.array([firsts.setdefault(r.tobytes(), i) for i, r in enumerate(rows)], np.int64)
+        same = table.rows["same"]
+        same = np.where(same > 0, same - 1, np.arange(len(same)))
         kinds = [bulk_rows.dependence(tables.as_row(row)) for row in table.rows]
         found = table, np.array(kinds), same
         if len(_known_tables) >= _MOST_TABLES:

@@ -278,3 +278,24 @@ def test_a_gpu_without_runs_gets_a_wider_interval() -> None:
     own = width("h100-sxm5-80gb")
     assert width("h200") > 1.2 * own
     assert width("h100-sxm5-80gb", set={"gpu.hbm_bytes_per_s": "2x"}) > 1.2 * own
+
+
+def test_rows_that_are_the_same_are_timed_once() -> None:
+    """And take what they take when each is timed."""
+    made = System(
+        load_model("deepseek-v3"), load_gpu("h200"), ParallelismSpec(tp=8), stack="vllm",
+        quantization="fp8",
+    )  # fmt: skip
+    own = Engine(made)
+    kernels, (operators, *rest) = own.compiled()
+    assert (operators["same"] > 0).sum() > 10
+    each = operators.copy()
+    each["same"] = 0
+    batch = kernels.mixed.Batch(30.0, 900.0, 2.0, 500.0, 500.0, 2.0, 1.0)
+    times = np.zeros((2, len(operators), 2))
+    steps = [
+        kernels.mixed.engine_step_s(batch, False, rows, *rest, times[i])
+        for i, rows in enumerate((operators, each))
+    ]
+    assert steps[0] == pytest.approx(steps[1], rel=1e-13)
+    np.testing.assert_allclose(times[0], times[1], rtol=1e-12)

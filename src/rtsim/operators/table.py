@@ -160,7 +160,13 @@ class Builder:
             for name, value in sizes.items():
                 row[name] = value
         executions = np.zeros(len(rows))
-        for first, last, count, *_ in self.segments:
+        firsts: dict[tuple[int, bytes], int] = {}
+        alike = rows.copy()
+        alike["launches"] = 0.0
+        for first, last, count, _, is_encoder in self.segments:
             executions[first:last] = count
+            for i in range(first, last):
+                found = firsts.setdefault((is_encoder, alike[i].tobytes()), i)
+                rows[i]["same"] = 0 if found == i else found + 1
         segments = np.array(self.segments, tables.SEGMENT)
         return OperatorTable(rows, segments, tuple(self.names), executions)
