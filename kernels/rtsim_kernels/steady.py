@@ -14,12 +14,16 @@ decodes, the n - 1 others send (n - 1) / T prompts a second:
 
     D = (O - 1) d + x D (n - 1) / T,   T = A + D
 
-a quadratic in D. For long outputs it is tpot = d + x (n - 1) / (O - 1). Of the n requests the share
-D / T decodes at a time, which sets the batch of a decode step. Waiting is that of a server with
-prompts as customers (M/D/1: utilisation u = x (n - 1) / T, mean wait u x / (2 (1 - u)), Pollaczek
-and Khinchine), and of those that arrive together with others: a share `bunching` of the n - 1, half
-of them ahead. Requests above what runs at once (cache, limit of the scheduler) wait outside, by
-Little's law for T / n each.
+Waiting, in A, is that of a server with prompts as customers: with u = x (n - 1) / T the share of
+time that the others keep it busy, the mean wait is u x / (2 (1 - u)) (M/D/1; Pollaczek and
+Khinchine), and more for those that arrive together with others: a share `bunching` of the n - 1,
+half of them ahead. With A = a + u x / (2 (1 - u)) this is a quadratic,
+
+    T^2 - (a + y + s) T + a y - x y / 2 = 0,   y = x (n - 1),   s = (O - 1) d
+
+and no cycle is shorter than the n prompts that are in it. For long outputs tpot = d + y / (O - 1).
+Of the n requests the share D / T decodes at a time, which sets the batch of a decode step. Requests
+above what runs at once (cache, limit of the scheduler) wait outside, by Little's law T / n each.
 
 Speculative decoding checks m drafted tokens and one more per step and keeps
 
@@ -43,9 +47,11 @@ from .mixed import Batch, engine_step_s
 # How prompts get into steps.
 MIXED = 0.0
 PREFILL_FIRST = 1.0
-ROUNDS = 3  # of the fixed point between the decoding batch and the time of its steps
-WAIT_ROUNDS = 8  # of the fixed point between waiting and the length of a cycle
-MOST_BUSY = 0.98  # of the prompt server: keeps the mean wait finite
+# Of the fixed point between what is in a step and the time that steps take: long outputs settle in
+# two rounds; with many short requests the geometric middle of old and new is taken in the end.
+ROUNDS = 12
+AT_ONCE = 3
+SETTLED = 3e-3
 
 
 class Load(NamedTuple):
@@ -101,6 +107,24 @@ def decode_batch(load: Any, decoding: float, context: float) -> Any:
     )  # fmt: skip
 
 
+@inner
+def cycle_of(
+    fixed_s: float, prompt_s: float, others: float, decoding_s: float, hindered: float
+) -> float:
+    """Seconds T of a request's cycle: fixed parts, waiting for prompts, and its decode steps.
+
+    fixed_s: a of the quadratic; decoding_s: s. hindered: 1 where prompts hold decoding up, 0 where
+    they run elsewhere.
+    """
+    others_s = others * prompt_s
+    apart_s = (1.0 - hindered) * decoding_s  # of the decode steps, those that prompts do not touch
+    base_s = fixed_s + apart_s
+    total_s = base_s + others_s + hindered * decoding_s
+    product = base_s * others_s - 0.5 * prompt_s * others_s
+    root = math.sqrt(max(0.0, total_s * total_s - 4.0 * product))
+    return max(0.5 * (total_s + root), (others + 1.0) * prompt_s)
+
+
 @jit
 def steady_state(
     load: Any, operators: Any, segments: Any, machine: Any, engine: Any, times: Any
@@ -124,10 +148,9 @@ def steady_state(
     mixed_s = 0.0
     own_s = 0.0
     prompt_s = 0.0
-    wait_s = 0.0
     cycle_s = 0.0
     spent_s = 0.0
-    for _ in range(ROUNDS):
+    for i in range(ROUNDS):
         beside = 0.0
         if load.policy == MIXED:
             beside = max(0.0, decoding - 1.0) / load.stages
@@ -144,29 +167,28 @@ def steady_state(
             )  # fmt: skip
             decode_s *= 1.0 + load.draft_frac * load.speculated
         own_s = chunks * mixed_s
-        prompt_s = own_s
-        if load.policy == MIXED and beside > 0.0:
-            prompt_s = chunks * max(0.0, mixed_s - decode_s)
+        # What the decodes beside a prompt would have taken without it is not the prompt's.
+        prompt_s = chunks * max(0.0, mixed_s - min(1.0, beside) * decode_s)
         prompt_s /= load.stages * together
-        # Waiting and the length of a cycle depend on each other.
-        fixed_s = engine.request_s + own_s
-        if others > 0.0:
-            fixed_s += 0.5 * decode_s
-        wait_s = 0.0
-        for _ in range(WAIT_ROUNDS):
-            first_s = fixed_s + wait_s
-            linear = first_s - others * prompt_s - steps * decode_s
-            root = math.sqrt(linear * linear + 4.0 * steps * decode_s * first_s)
-            spent_s = 0.5 * (root - linear) if steps > 0.0 else 0.0
-            cycle_s = max(first_s + spent_s, others * prompt_s)
-            busy = min(MOST_BUSY, others * prompt_s / cycle_s)
-            bunched_s = 0.5 * engine.bunching * others * prompt_s
-            wait_s = 0.5 * busy * prompt_s / (1.0 - busy) + bunched_s
+        fixed_s = engine.request_s + own_s + 0.5 * engine.bunching * others * prompt_s
+        fixed_s += 0.5 * min(1.0, others) * decode_s  # the step that is under way
+        cycle_s = cycle_of(fixed_s, prompt_s, others, steps * decode_s, 1.0)
+        spent_s = min(steps * decode_s / (1.0 - others * prompt_s / cycle_s), cycle_s - own_s)
         arriving = others / cycle_s * mixed_s / load.stages
-        together = min(max(1.0, arriving), max(1.0, room / chunk))
+        arriving = min(max(1.0, arriving), max(1.0, room / chunk))
+        decoded = decoding
         if steps > 0.0:
-            decoding = max(1e-9, running * spent_s / cycle_s)
-    # What keeps the cycle from being shorter than the prompts of the others is waiting, too.
+            decoded = max(1e-9, running * spent_s / cycle_s)
+        if abs(arriving - together) <= SETTLED * together and (
+            abs(decoded - decoding) <= SETTLED * decoding
+        ):
+            break
+        if i >= AT_ONCE:
+            arriving = math.sqrt(together * arriving)
+            decoded = math.sqrt(decoding * decoded)
+        together = arriving
+        decoding = decoded
+    # All that is no decoding comes before the first token.
     first_s = cycle_s - spent_s
     queued = max(0.0, load.in_flight - running)
     return Steady(
@@ -247,33 +269,28 @@ def disaggregated(
     steps = max(0.0, load.output_len - 1.0) / gain
     mean_context = load.input_len + 0.5 * load.output_len
     most = min(load.in_flight, load.most_running)
+    others = max(0.0, prompt_load.in_flight - 1.0)
+    fixed_s = engine.request_s + prompt_s + transfer_s
+    fixed_s += 0.5 * engine.bunching * others * prompt_s
     decoding = most
     decode_s = 0.0
-    wait_s = 0.0
-    for _ in range(ROUNDS + 2):
+    cycle_s = fixed_s
+    for _ in range(ROUNDS):
         decode_s = engine_step_s(
             decode_batch(load, max(1e-3, decoding), mean_context), False, decode_rows[0],
             decode_rows[1], decode_rows[2], engine, decode_times,
         )  # fmt: skip
         decode_s *= 1.0 + load.draft_frac * load.speculated
-        spent_s = steps * decode_s
-        # Prompts of a group's share of the requests: one server, a closed loop (as above).
-        others = max(0.0, prompt_load.in_flight - 1.0)
-        wait_s = 0.0
-        cycle_s = prompt_s
-        for _ in range(WAIT_ROUNDS):
-            cycle_s = max(wait_s + prompt_s + transfer_s + spent_s, others * prompt_s)
-            busy = min(MOST_BUSY, others * prompt_s / cycle_s)
-            wait_s = 0.5 * busy * prompt_s / (1.0 - busy)
-            wait_s += 0.5 * engine.bunching * others * prompt_s
-        # Where prompts are the slower pool, requests wait there rather than decode.
-        wait_s = max(wait_s, (others + 1.0) * prompt_s - prompt_s - transfer_s - spent_s)
-        cycle_s = wait_s + prompt_s + transfer_s + spent_s
-        decoding = min(most, load.in_flight * spent_s / cycle_s)
+        # One prompt server for each group's share of the requests, which decode elsewhere.
+        cycle_s = cycle_of(fixed_s, prompt_s, others, steps * decode_s, 0.0)
+        decoded = min(most, load.in_flight * steps * decode_s / cycle_s)
+        if abs(decoded - decoding) <= SETTLED * decoding:
+            break
+        decoding = math.sqrt(max(1e-6, decoding * decoded))
     tpot_s = decode_s / gain
     if steps <= 0.0:
         tpot_s = math.nan
-    return engine.request_s + wait_s + prompt_s + transfer_s, tpot_s
+    return cycle_s - steps * decode_s, tpot_s
 
 
 @jit
