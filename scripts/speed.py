@@ -152,6 +152,29 @@ def marginal() -> dict[str, float]:
     }  # fmt: skip
 
 
+SERVED = (("llama-3.1-70b", 4), ("mixtral-8x7b", 2), ("deepseek-v3", 8))  # with tp
+
+
+def by_serving() -> list[tuple[str, float, float, float]]:
+    """(model, CPU seconds of a batch, of a load that is served, of `rtsim.serve`), new ones."""
+    found = []
+    counts = np.arange(1, 1001)
+    for model, tp in SERVED:
+        own = {"model": model, "gpu": "h200", "tp": tp, "input_len": 1000, "output_len": 256}
+        batch_s, served_s = (
+            row_s({**own, "stack": "vllm", name: counts}, len(counts))
+            for name in ("batch_size", "concurrency")
+        )
+        lengths = {"input_len": 1000, "output_len": 256}
+        one_s = cpu_s(
+            lambda model=model, tp=tp, lengths=lengths: [
+                rtsim.serve(model, "h200", n, tp=tp, stack="vllm", **lengths) for n in (8, 64)
+            ]
+        )
+        found.append((f"{model}, tp {tp}", batch_s, served_s, one_s / 2))
+    return found
+
+
 def by_names() -> rtsim.Prediction:
     """One library prediction, asked for by names."""
     return rtsim.predict(
@@ -368,6 +391,21 @@ def page(most_rows: int) -> str:
         "A new prompt length times the products and kernels of its number of tokens; a new output",
         "length only weighs steps that are known. Bandwidths are written into the rows of a system",
         "that is there already; other figures make a system anew.",
+        "",
+        "## Serving",
+        "",
+        "A further number of requests in flight (`concurrency`) of a known system, in its steady",
+        "state, against a further batch that is generated to its end. Loads share nothing but their",
+        "system, since what a step holds depends on all of a load; batches also share what they have",
+        "in common, as above, so further prompts and outputs of a batch cost less.",
+        "",
+        table(
+            ("model", "batch, CPU µs", "served, CPU µs", "ratio", "`rtsim.serve`, CPU µs"),
+            [
+                (name, us(batch), us(served), f"{served / batch:.1f}", us(one))
+                for name, batch, served, one in by_serving()
+            ],
+        ),
         "",
         "## Against operators",
         "",
