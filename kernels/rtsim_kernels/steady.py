@@ -48,9 +48,9 @@ from .mixed import Batch, engine_step_s
 MIXED = 0.0
 PREFILL_FIRST = 1.0
 # Of the fixed point between what is in a step and the time that steps take: long outputs settle in
-# two rounds; with many short requests the geometric middle of old and new is taken in the end.
+# two rounds, prompts that share steps in four or five.
 ROUNDS = 12
-AT_ONCE = 3
+STEEPEST = 0.8  # slope of the line to where it settles, rising; falling, 1 over it
 SETTLED = 3e-3
 
 
@@ -125,6 +125,19 @@ def cycle_of(
     return max(0.5 * (total_s + root), (others + 1.0) * prompt_s)
 
 
+@inner
+def where_it_settles(now: float, then: float, before: float, then_before: float) -> float:
+    """Where a quantity equals what a round makes of it, on the line through two (Steffensen).
+
+    now, before: what it was in the last round and the one before; then: what those made of it.
+    """
+    moved = now - before
+    if abs(moved) <= 1e-6 * now:
+        return then
+    slope = min(STEEPEST, max(-1.0 / STEEPEST, (then - then_before) / moved))
+    return now + (then - now) / (1.0 - slope)
+
+
 @jit
 def steady_state(
     load: Any, operators: Any, segments: Any, machine: Any, engine: Any, times: Any
@@ -150,6 +163,10 @@ def steady_state(
     prompt_s = 0.0
     cycle_s = 0.0
     spent_s = 0.0
+    together_before = 0.0
+    arriving_before = 0.0
+    decoding_before = 0.0
+    decoded_before = 0.0
     for i in range(ROUNDS):
         beside = 0.0
         if load.policy == MIXED:
@@ -183,11 +200,17 @@ def steady_state(
             abs(decoded - decoding) <= SETTLED * decoding
         ):
             break
-        if i >= AT_ONCE:
-            arriving = math.sqrt(together * arriving)
-            decoded = math.sqrt(decoding * decoded)
-        together = arriving
-        decoding = decoded
+        next_together = arriving
+        next_decoding = decoded
+        if i > 0:
+            next_together = where_it_settles(together, arriving, together_before, arriving_before)
+            next_decoding = where_it_settles(decoding, decoded, decoding_before, decoded_before)
+        together_before = together
+        arriving_before = arriving
+        decoding_before = decoding
+        decoded_before = decoded
+        together = min(max(1.0, next_together), max(1.0, room / chunk))
+        decoding = min(max(1e-9, next_decoding), running)
     # All that is no decoding comes before the first token.
     first_s = cycle_s - spent_s
     queued = max(0.0, load.in_flight - running)
