@@ -397,7 +397,7 @@ def page(most_rows: int) -> str:
         "A further number of requests in flight (`concurrency`, 1 to 1000, 1000 + 256 tokens) of a",
         "known system, in its steady state, against a further batch that is generated to its end.",
         "Loads share nothing but their system, since what a step holds depends on all of a load;",
-        "batches also share what they have in common, so that further prompts and outputs of a known",
+        "batches also share what they have in common, so further prompts and outputs of a known",
         "batch cost less than any load (above).",
         "",
         table(
