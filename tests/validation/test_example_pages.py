@@ -21,7 +21,7 @@ PAGES = {
     "extend": (3, 0, r"^1\.\d+\n6700000000000\.0"),
     "sweep": (4, 0, "must divide the 16 attention heads"),
     "plan": (4, 1, ""),
-    "serving": (3, 0, r"^0\.\d+ [34]\.\d+ \(\)"),
+    "serving": (4, 0, r"^0\.\d+ [34]\.\d+ \(\)"),
 }
 
 
