@@ -37,7 +37,7 @@ from rtsim.system_rows import Base, Systems
 Array = NDArray[Any]
 
 OPTIONS = SIZES[:-3]  # of the engine, the same for all candidates
-# Requests in flight: each number up to 32, then 32 an octave.
+# Requests in flight: each number up to 32, then 16 a doubling.
 COUNTS = (*range(1, 33), *(n << k for k in range(1, 8) for n in range(17, 33)))
 MOST_PREDICTIONS = 10_000_000  # some minutes
 _BLOCK = 16  # replicas that a thread takes at a time
