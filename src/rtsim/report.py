@@ -1,4 +1,4 @@
-"""Results as text for people and as JSON for programs: the only home of presentation.
+"""A prediction as text for people and as JSON for programs.
 
 The JSON keys are a contract with other programs; times in seconds, sizes in bytes, fractions
 as fractions. Text is laid out for 80 columns and carries colour only on a terminal.
@@ -6,13 +6,12 @@ as fractions. Text is laid out for 80 columns and carries colour only on a termi
 
 from __future__ import annotations
 
-import io
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rtsim import units
+from rtsim.console import heading, percent, plain, table_of, two_columns
 from rtsim.prediction import (
     Interval,
     OperatorChange,
@@ -25,9 +24,6 @@ from rtsim.prediction import (
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
-    from rich.text import Text
-
-    from rtsim.validate import ErrorStats, FileErrors, MetricErrors, ValidationReport
 
 # Operators with a smaller share of the time are summed into one line of the text.
 SMALLEST_SHARE_SHOWN = 0.001
@@ -38,9 +34,6 @@ _COMPARED = (
     *("ttft_s", "tpot_s", "e2e_latency_s", "output_throughput", "prefill_flops", "decode_flops"),
     *("mfu", "mbu", "energy_j"),
 )
-_GROUPINGS_SHOWN = ("gpu", "stack", "model", "dtype", "role", "regime")
-
-PLAIN_WIDTH = 80  # of text for a file or a pipe
 
 
 def prediction_to_json(p: Prediction) -> dict[str, Any]:
@@ -158,23 +151,23 @@ def prediction_view(p: Prediction) -> RenderableType:
     from rich.padding import Padding
 
     parts: list[RenderableType] = [
-        _heading(_title(p)),
+        heading(_title(p)),
         _workload_line(p),
         "",
         *(_what_if_view(p, p.what_if) if p.what_if is not None else ()),
-        _two_columns(_metric_rows(p)),
+        two_columns(_metric_rows(p)),
         "",
         _breakdown_table(p),
     ]
     sources = list(p.sources)
     if p.cost is not None:
         sources.append(f"price: {p.cost.source}")
-    for heading, lines in (("Assumed", p.assumed), ("Notes", p.notes), ("Sources", sources)):
+    for title, lines in (("Assumed", p.assumed), ("Notes", p.notes), ("Sources", sources)):
         if lines:
             parts += [
                 "",
-                _heading(heading),
-                *(Padding(_plain(line), (0, 0, 0, 2)) for line in lines),
+                heading(title),
+                *(Padding(plain(line), (0, 0, 0, 2)) for line in lines),
             ]
     return Group(*parts)
 
@@ -182,11 +175,11 @@ def prediction_view(p: Prediction) -> RenderableType:
 def _what_if_view(after: Prediction, what_if: WhatIf) -> list[RenderableType]:
     """Before and after of the headline figures, the operators that moved, and what stayed."""
     settings = ", ".join(f"{path} = {value}" for path, value in what_if.settings)
-    parts: list[RenderableType] = [_heading(f"What if {settings}")]
+    parts: list[RenderableType] = [heading(f"What if {settings}")]
     before = what_if.before
     if before is None:
-        return [*parts, _plain("  no prediction without the changes to compare with"), ""]
-    table = _table(("", "left"), *((name, "right") for name in ("Before", "After", "Ratio")))
+        return [*parts, plain("  no prediction without the changes to compare with"), ""]
+    table = table_of(("", "left"), *((name, "right") for name in ("Before", "After", "Ratio")))
     new_figures = _compared(after)
     for label, (old, old_text) in _compared(before).items():
         new, new_text = new_figures[label]
@@ -196,11 +189,11 @@ def _what_if_view(after: Prediction, what_if: WhatIf) -> list[RenderableType]:
     changes = operator_changes(before.breakdown, after.breakdown)
     if changes:
         parts += [_changes_table(changes[:_CHANGES_SHOWN]), ""]
-    return [*parts, _plain(_unchanged(before, after, changes)), ""]
+    return [*parts, plain(_unchanged(before, after, changes)), ""]
 
 
 def _changes_table(changes: Sequence[OperatorChange]) -> Table:
-    table = _table(
+    table = table_of(
         ("Operator that moves", "left"),
         ("Phase", "left"),
         ("Before", "right"),
@@ -232,7 +225,7 @@ def _unchanged(before: Prediction, after: Prediction, changes: Sequence[Operator
     if not names:
         return f"{text}Every operator moves by more than 1 %."
     total_s = sum(row.time_s for row in after.breakdown)
-    share = _percent(stay_s / total_s if total_s > 0.0 else 0.0)
+    share = percent(stay_s / total_s if total_s > 0.0 else 0.0)
     largest = ", ".join(names[:_UNCHANGED_NAMED])
     others = f" and {len(names) - _UNCHANGED_NAMED} more" if len(names) > _UNCHANGED_NAMED else ""
     return f"{text}Unchanged (within 1 %), {share} of the time: {largest}{others}."
@@ -326,10 +319,10 @@ def _metric_rows(p: Prediction) -> list[tuple[str, str, str]]:
     rows = [
         *_time_rows(p),
         (f"{tokens} throughput", f"{units.format_rate(throughput)} tokens/s", ""),
-        ("Compute utilization (MFU)", _percent(p.mfu), _peak(p)),
+        ("Compute utilization (MFU)", percent(p.mfu), _peak(p)),
         (
             "Bandwidth utilization (MBU)",
-            _percent(p.mbu),
+            percent(p.mbu),
             f"of {units.format_bytes_per_s(p.gpu.hbm_bytes_per_s)} per GPU",
         ),
         ("Work" if _encodes(p) else "Prefill work", units.format_flops(p.prefill_flops), work),
@@ -432,17 +425,13 @@ def _range(interval: Interval | None) -> str:
     return f"90% within {low} to {high}"
 
 
-def _percent(fraction: float) -> str:
-    return f"{100.0 * fraction:.1f}%"
-
-
 def _joules(energy_j: float) -> str:
     kilojoules = energy_j / 1e3
     return f"{units.format_number(energy_j)} J" if kilojoules < 1.0 else f"{kilojoules:,.3g} kJ"
 
 
 def _breakdown_table(p: Prediction) -> Table:
-    table = _table(
+    table = table_of(
         ("Operator", "left"),
         ("Time", "right"),
         ("Share", "right"),
@@ -454,230 +443,9 @@ def _breakdown_table(p: Prediction) -> Table:
         table.add_row(
             line.operator,
             units.format_seconds(line.time_s),
-            _percent(line.share_frac),
+            percent(line.share_frac),
             line.bound,
             units.format_flops(line.flops).removesuffix("FLOP") if line.flops else "-",
             units.format_bytes(line.bytes) if line.bytes else "-",
         )
-    return table
-
-
-# Validation
-
-
-def validation_to_json(report: ValidationReport) -> dict[str, Any]:
-    """The JSON object of the `validate` contract; a figure without rows is null."""
-    return {"files": [_file_to_json(file) for file in report.files]}
-
-
-def _file_to_json(file: FileErrors) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "file": file.file,
-        "kind": file.kind,
-        "rows": file.rows,
-        "skipped": dict(file.skipped),
-    }
-    headline = file.metrics.get(file.headline)
-    body.update(_metric_to_json(headline) if headline else _stats_to_json(None))
-    if len(file.metrics) > 1:
-        body["metrics"] = {name: _metric_to_json(m) for name, m in file.metrics.items()}
-    if file.note:
-        body["note"] = file.note
-    return body
-
-
-def _metric_to_json(metric: MetricErrors) -> dict[str, Any]:
-    return {
-        **_stats_to_json(metric.total),
-        "by": {
-            grouping: {name: _stats_to_json(stats) for name, stats in groups.items()}
-            for grouping, groups in metric.by.items()
-        },
-        "worst": [asdict(row) for row in metric.worst],
-    }
-
-
-def _stats_to_json(stats: ErrorStats | None) -> dict[str, Any]:
-    if stats is None:
-        empty: dict[str, Any] = dict.fromkeys(("mape", "median_ape", "p90_ape", "bias"))
-        return {"predicted": 0, **empty, "coverage_90": None}
-    body = asdict(stats)
-    body["predicted"] = body.pop("rows")
-    return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in body.items()}
-
-
-def validation_view(report: ValidationReport) -> RenderableType:
-    """Errors of every file, by group, with the worst rows."""
-    from rich.console import Group
-
-    parts: list[RenderableType] = []
-    for file in report.files:
-        parts += _file_view(file)
-    return Group(*parts)
-
-
-def _file_view(file: FileErrors) -> list[RenderableType]:
-    parts: list[RenderableType] = [_heading(f"{file.file}: {file.kind}, {file.rows} rows")]
-    if file.note:
-        parts.append(_plain(file.note))
-    parts += [_plain(f"skipped {count}: {reason}") for reason, count in file.skipped.items()]
-    for name, metric in file.metrics.items():
-        if metric.total is None:
-            continue
-        table = _table(
-            (name if len(file.metrics) > 1 else "", "left"),
-            ("Rows", "right"),
-            ("MAPE", "right"),
-            ("Median", "right"),
-            ("P90", "right"),
-            ("Bias", "right"),
-            ("In 90%", "right"),
-        )
-        _add_stats(table, "all", metric.total)
-        for grouping in _GROUPINGS_SHOWN:
-            for group, stats in metric.by.get(grouping, {}).items():
-                _add_stats(table, f"{grouping} {group}", stats)
-        parts += ["", table]
-        if metric.worst:
-            parts += ["", *_worst_view(metric)]
-    parts.append("")
-    return parts
-
-
-def _add_stats(table: Table, label: str, stats: ErrorStats) -> None:
-    table.add_row(
-        label,
-        str(stats.rows),
-        _percent(stats.mape),
-        _percent(stats.median_ape),
-        _percent(stats.p90_ape),
-        f"{100.0 * stats.bias:+.1f}%",
-        "-" if math.isnan(stats.coverage_90) else _percent(stats.coverage_90),
-    )
-
-
-def _worst_view(metric: MetricErrors) -> list[RenderableType]:
-    """The worst rows; what they all have in common is said once."""
-    from rich.padding import Padding
-
-    rows = [row.what for row in metric.worst]
-    common = {k: v for k, v in rows[0].items() if all(what.get(k) == v for what in rows)}
-    parts: list[RenderableType] = [_heading("Worst rows")]
-    if len(rows) > 1 and common:
-        parts.append(Padding(_plain(f"all: {_listed(common)}"), (0, 0, 0, 2)))
-    for row in metric.worst:
-        own = {k: v for k, v in row.what.items() if len(rows) == 1 or k not in common}
-        measured = units.format_seconds(row.measured_s)
-        predicted = units.format_seconds(row.predicted_s)
-        text = f"line {row.line}: {100.0 * row.error:+.1f}%, {predicted} for {measured} measured"
-        parts.append(Padding(_plain(f"{text}; {_listed(own)}"), (0, 0, 0, 2)))
-    return parts
-
-
-def _listed(facts: Mapping[str, str | int | float]) -> str:
-    return " ".join(f"{name}={value}" for name, value in facts.items())
-
-
-# Tables and consoles
-
-
-def facts_view(title: str, facts: Mapping[str, str]) -> RenderableType:
-    """A heading and aligned "name  value" lines, for `show`."""
-    from rich.console import Group
-
-    return Group(_heading(title), _two_columns([(name, text) for name, text in facts.items()]))
-
-
-def page(
-    title: str,
-    subtitle: str,
-    figures: Sequence[tuple[str, str, str]],
-    tables: Sequence[
-        tuple[Sequence[tuple[str, Literal["left", "right"]]], Sequence[Sequence[str]]]
-    ],
-    lists: Sequence[tuple[str, Sequence[str]]],
-) -> RenderableType:
-    """A result for a console: headline, (label, value, remark) figures, tables, then lists.
-
-    tables: columns as (heading, alignment) with rows of texts. lists: heading and lines each; one
-    without lines is left out.
-    """
-    from rich.console import Group
-    from rich.padding import Padding
-
-    parts: list[RenderableType] = [_heading(title), _plain(subtitle), "", _two_columns(figures)]
-    for columns, rows in tables:
-        table = _table(*columns)
-        for row in rows:
-            table.add_row(*(_plain(cell) for cell in row))
-        parts += ["", table]
-    for heading, lines in lists:
-        if lines:
-            indented = (Padding(_plain(line), (0, 0, 0, 2)) for line in lines)
-            parts += ["", _heading(heading), *indented]
-    return Group(*parts)
-
-
-def write(view: RenderableType) -> None:
-    """Print to standard output: colours and its own width on a terminal, else plain text."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if console.is_terminal:
-        console.print(view)
-    else:
-        console.file.write(to_text(view))
-
-
-def console_width() -> int:
-    """Columns that `write` has."""
-    from rich.console import Console
-
-    console = Console()
-    return console.width if console.is_terminal else PLAIN_WIDTH
-
-
-def to_text(view: RenderableType) -> str:
-    """The view as plain text, PLAIN_WIDTH columns wide, for a file or a pipe."""
-    from rich.console import Console
-
-    buffer = io.StringIO()
-    Console(file=buffer, highlight=False, width=PLAIN_WIDTH, color_system=None).print(view)
-    return "".join(line.rstrip() + "\n" for line in buffer.getvalue().splitlines())
-
-
-def _plain(text: str) -> Text:
-    """Text that is printed as it is: brackets in it are no markup."""
-    from rich.text import Text
-
-    return Text(text)
-
-
-def _heading(text: str) -> Text:
-    from rich.text import Text
-
-    return Text(text, style="bold")
-
-
-def _table(*columns: tuple[str, Literal["left", "right"]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for i, (name, side) in enumerate(columns):
-        # Only the text columns give way when the line is too long.
-        table.add_column(
-            name, justify=side, no_wrap=side == "right", overflow="fold" if i else "ellipsis"
-        )
-    return table
-
-
-def _two_columns(rows: Sequence[tuple[str, ...]]) -> Table:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column(no_wrap=True)
-    for i in range(1, max((len(row) for row in rows), default=1)):
-        table.add_column(justify="right" if i == 1 and len(rows[0]) > 2 else "left")
-    for row in rows:
-        table.add_row(*(_plain(cell) for cell in row))
     return table

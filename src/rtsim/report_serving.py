@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 from rtsim import units
-from rtsim.report import page
+from rtsim.console import page
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

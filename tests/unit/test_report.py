@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from rtsim.console import to_text
 from rtsim.prediction import (
     Cost,
     GpuSummary,
@@ -20,7 +21,7 @@ from rtsim.prediction import (
     Prediction,
     WorkloadSummary,
 )
-from rtsim.report import merge_phases, prediction_to_json, prediction_view, to_text
+from rtsim.report import merge_phases, prediction_to_json, prediction_view
 
 PREDICTION = Prediction(
     model=ModelSummary("gpt3-175b", 174_600_000_000, 174_600_000_000),

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 import rtsim
+from rtsim.console import to_text
 from rtsim.errors import DataError
 from rtsim.measurements import Columns
-from rtsim.report import to_text, validation_to_json, validation_view
+from rtsim.report_validation import validation_to_json, validation_view
 from rtsim.row_times import RowTimes
 
 validation = sys.modules[rtsim.validate.__module__]

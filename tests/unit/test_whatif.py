@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from rtsim import whatif
 from rtsim.catalog import load_gpu, load_model
+from rtsim.console import to_text
 from rtsim.errors import SpecError
 from rtsim.predict import predict, system
 from rtsim.prediction import OperatorTime, operator_changes
 from rtsim.profile_choice import choose_profile
-from rtsim.report import prediction_to_json, prediction_view, to_text
+from rtsim.report import prediction_to_json, prediction_view
 from rtsim.specs import GpuSpec, ModelSpec
 
 

@@ -187,12 +187,12 @@ def deliver(
             click.echo(text, nl=False)
             return
     else:
-        from rtsim import report
+        from rtsim import console
 
         if output is None:
-            report.write(to_view())
+            console.write(to_view())
             return
-        text = report.to_text(to_view())
+        text = console.to_text(to_view())
     from rtsim.output import write_text
 
     write_text(output, text)

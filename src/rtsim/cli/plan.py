@@ -74,7 +74,7 @@ def _seconds(context: click.Context, parameter: click.Parameter, text: str | Non
 @click.option("--kv-cache-dtype", metavar="A,B", help="Number formats of the KV cache.")
 @click.option("--quantization", metavar="A,B", help="Weight formats, such as none,fp8.")
 @click.option("--concurrency", metavar="LIST",
-              help="Requests in flight in a replica; else 1 to 32, then 16 a doubling.")  # fmt: skip
+              help="Requests in flight in a replica; else 1 to 32, then 16 an octave.")  # fmt: skip
 @engine_options
 @click.option("--runner-ups", type=click.IntRange(0, 1000), metavar="N", default=5,
               show_default=True, help="Other systems to show.")  # fmt: skip

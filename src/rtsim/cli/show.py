@@ -35,11 +35,11 @@ def command(
         return
     if name is None:
         raise click.UsageError("missing argument 'NAME|FILE', or --template gpu|model")
-    from rtsim import describe, report
+    from rtsim import console, describe
 
     found = describe.describe(name, set)
     deliver(
         lambda: found.data,
-        lambda: report.facts_view(found.title, found.facts),
+        lambda: console.facts_view(found.title, found.facts),
         as_json=as_json,
     )

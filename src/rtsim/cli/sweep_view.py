@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rtsim import report, units
+from rtsim import console, units
 from rtsim.sweep import SweepResult
 
 
@@ -87,12 +87,12 @@ def show(result: SweepResult, extra: Iterable[str | None]) -> None:
 
     parts: list[Any] = []
     if result.output is None:
-        parts = _tables(result, extra, report.console_width()) if result.n_kept else []
+        parts = _tables(result, extra, console.console_width()) if result.n_kept else []
     parts.append(Text(summary(result)))
     for text, n_rows in result.errors:
         parts.append(Text(f"no prediction for {_rows(n_rows)}: {text}"))
     parts += [Text(f"Note: {note}") for note in result.notes]
-    report.write(Group(*parts))
+    console.write(Group(*parts))
 
 
 def summary(result: SweepResult) -> str:

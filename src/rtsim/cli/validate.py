@@ -39,7 +39,7 @@ def command(
     Tables are CSV, gzipped CSV or Parquet. Rows that a fit saw and rows kept for validation are
     told apart where the tables do (column role).
     """
-    from rtsim import report
+    from rtsim import report_validation as report
     from rtsim.errors import SpecError
     from rtsim.validate import validate
 
