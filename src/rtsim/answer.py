@@ -56,6 +56,18 @@ class Evaluation:
     owed_s: Array
 
 
+def sources_of(system: System) -> tuple[str, ...]:
+    """Where the figures of a system come from: profile, GPU and model."""
+    profile = system.profile
+    fitted_to = condensed(profile.provenance.get("source", "own"))
+    found = [f"profile {profile.name}: {fitted_to}"]
+    for what, spec in (("GPU", system.gpu), ("model", system.model)):
+        origin = spec.provenance
+        if origin is not None:
+            found.append(f"{what} {spec.name}: {origin.source} ({origin.date})")
+    return tuple(found)
+
+
 @dataclass(frozen=True)
 class Answer:
     """One workload on one system, timed: its properties are the other fields of `Prediction`.
@@ -183,14 +195,7 @@ class Answer:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        profile = self.system.profile
-        fitted_to = condensed(profile.provenance.get("source", "own"))
-        found = [f"profile {profile.name}: {fitted_to}"]
-        for what, spec in (("GPU", self.system.gpu), ("model", self.system.model)):
-            origin = spec.provenance
-            if origin is not None:
-                found.append(f"{what} {spec.name}: {origin.source} ({origin.date})")
-        return tuple(found)
+        return sources_of(self.system)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from rtsim.device_facts import record
 from rtsim.errors import RtsimError, SpecError
 from rtsim.fitting.serving_rows import Deployment, Deployments, with_batch_columns, with_cache
 from rtsim.measurements import Columns
+from rtsim.serving.serve import transfer_s
 
 # Of rows whose workers are not counted. Decode workers: what those that count them have in the
 # median, where they are tensor parallel; more where the cache needs them. Prefill workers: as many
@@ -140,17 +141,9 @@ def _serving_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> C
         busy = in_flight * alone_s / (prompt_groups * (alone_s + step_s * sizes[1]))
         prefill_workers = max(1, math.ceil(busy / UNSTATED_BUSY_FRAC))
     prompt_load = (prompt_load[0] / prefill_workers, *prompt_load[1:])
-    return Case(i, decode, load, prefill, prompt_load, _transfer_s(prefill, sizes[0]),
+    send_s = transfer_s(prefill.engine.placement(), sizes[0])
+    return Case(i, decode, load, prefill, prompt_load, send_s,
                 row["ttft_ms"] / 1e3, row["tpot_ms"] / 1e3, labels)  # fmt: skip
-
-
-def _transfer_s(prefill: Deployment, input_len: int) -> float:
-    """Seconds to send one prompt's cache from its GPUs to those that decode, over the network."""
-    system = prefill.engine.system
-    network = system.gpu.network
-    rate = network.bytes_per_s if network is not None else 0.0
-    moved = prefill.engine.placement().cache_bytes(input_len)
-    return moved / rate if rate > 0.0 else 0.0
 
 
 def _weights_s(deployment: Deployment) -> float:

@@ -16,9 +16,10 @@ import numpy as np
 import rtsim_kernels
 from rtsim_kernels import mixed
 
+from rtsim.answer import sources_of
 from rtsim.errors import SpecError
 from rtsim.memory import Placement
-from rtsim.predict import System, system
+from rtsim.predict import system
 from rtsim.prediction import Cost, GpuSummary, ModelSummary, ParallelismSummary
 from rtsim.profile_choice import SERVING_STACKS
 from rtsim.serving.engine import Engine
@@ -220,17 +221,8 @@ def serve(
         breakdown=_breakdown(
             engine, state, prompt + 0.5 * output, groups, 1.0 + speculation.tokens
         ), pools=pools,
-        sources=_sources(made), notes=tuple(dict.fromkeys(notes)), assumed=tuple(assumed),
+        sources=sources_of(made), notes=tuple(dict.fromkeys(notes)), assumed=tuple(assumed),
     )  # fmt: skip
-
-
-def _sources(made: System) -> tuple[str, ...]:
-    profile = made.profile
-    found = [f"profile {profile.name}: {profile.provenance.get('source', 'own')}"]
-    for what, spec in (("GPU", made.gpu), ("model", made.model)):
-        if spec.provenance is not None:
-            found.append(f"{what} {spec.name}: {spec.provenance.source} ({spec.provenance.date})")
-    return tuple(found)
 
 
 def _count(name: str, value: Any) -> int:
