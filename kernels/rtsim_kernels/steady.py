@@ -171,6 +171,7 @@ def steady_state(
         beside = 0.0
         if load.policy == MIXED:
             beside = max(0.0, decoding - 1.0) / load.stages
+        in_step = max(decoding, min(1.0, running))  # a step that decodes has a sequence at least
         mixed_s = engine_step_s(
             Batch(beside, mean_context, together, chunk, chunk_context, together / chunks,
                   1.0 + load.speculated), False,
@@ -179,7 +180,7 @@ def steady_state(
         decode_s = 0.0
         if decoding > 0.0:
             decode_s = engine_step_s(
-                decode_batch(load, decoding, mean_context), False, operators, segments, machine,
+                decode_batch(load, in_step, mean_context), False, operators, segments, machine,
                 engine, times,
             )  # fmt: skip
             decode_s *= 1.0 + load.draft_frac * load.speculated
@@ -191,6 +192,11 @@ def steady_state(
         fixed_s += 0.5 * min(1.0, others) * decode_s  # the step that is under way
         cycle_s = cycle_of(fixed_s, prompt_s, others, steps * decode_s, 1.0)
         spent_s = min(steps * decode_s / (1.0 - others * prompt_s / cycle_s), cycle_s - own_s)
+        if load.policy == MIXED and decode_s > 0.0:
+            # A step takes one budget of prompts: no cycle is shorter than the steps of its prompts,
+            # and where all steps hold prompts a token takes one of them.
+            spent_s = min(spent_s, steps * max(mixed_s, decode_s))
+            cycle_s = max(cycle_s, running * chunks * mixed_s / (load.stages * together))
         arriving = others / cycle_s * mixed_s / load.stages
         arriving = min(max(1.0, arriving), max(1.0, room / chunk))
         decoded = decoding
