@@ -22,6 +22,7 @@ from rtsim.serving.chrome_trace import ChromeTrace
 from rtsim.serving.deployment import Deployment
 from rtsim.serving.engine import Engine
 from rtsim.serving.scheduler import Scheduler
+from rtsim.serving.serve import DEFAULT_STACK
 from rtsim.serving.simulate import NO_LEVEL, Recorded, Run, offline_rate
 from rtsim.serving.simulated import PERCENTILES, REFUSALS, Simulated
 from rtsim.serving.simulation_notes import notes_on
@@ -102,7 +103,8 @@ def simulate(
     Requests come from a `trace` (as recorded, or at another `rate`, cut or repeated to
     `requests`), or are generated at `rate` per second by `arrivals` ("poisson", "constant",
     "bursty" with `cv`) with lengths `input_len` and `output_len`, or of the file `lengths`, or keep
-    `concurrency` of them in flight. The scheduler's figures default to those of the stack.
+    `concurrency` of them in flight. The stack defaults to vLLM, as in `rtsim.serve`, and the
+    scheduler's figures to those of the stack.
     `prefill_workers` replicas take prompts only, `decode_workers` (or dp) the decoding;
     `prefill_tp` and `prefill_gpu` say what the former are.
     `find_capacity` looks for the highest rate that meets the level, with `curve` also at shares of
@@ -115,6 +117,8 @@ def simulate(
     >>> found.result.n_finished, found.result.overloaded
     (50, False)
     """
+    if system_options.get("stack") is None and system_options.get("profile") is None:
+        system_options = {**system_options, "stack": DEFAULT_STACK}  # as `rtsim.serve`
     deployment = _deployment(
         arch, gpu, policy, token_budget, max_sequences, memory_frac, preemption, routing,
         max_model_len, prefill_workers, decode_workers, prefill_tp, prefill_gpu,
@@ -225,7 +229,7 @@ def _traffic(
     if rate is not None and concurrency is not None:
         raise SpecError("concurrency", concurrency, "a closed loop has no rate: give one of them")
     if cv is not None and arrivals != "bursty":
-        raise SpecError("cv", cv, "is of --arrivals bursty")
+        raise SpecError("cv", cv, "goes with --arrivals bursty only")
     if lengths is not None and (input_len is not None or output_len is not None):
         raise SpecError("lengths", str(lengths), "give it, or --input-len and --output-len")
     if lengths is not None:

@@ -304,3 +304,29 @@ def test_rows_that_are_the_same_are_timed_once() -> None:
     ]
     assert steps[0] == pytest.approx(steps[1], rel=1e-13)
     np.testing.assert_allclose(times[0], times[1], rtol=1e-12)
+
+
+def test_a_budget_that_binds_makes_prompts_wait_rather_than_decodes() -> None:
+    """Every step takes one budget of prompts: less of it, and more steps make a cycle."""
+    wide, narrow = (
+        steady_state(engine("mixed", 1, token_budget=budget), 64, 2000, 50)
+        for budget in (8192, 512)
+    )
+    assert narrow.output_throughput < wide.output_throughput
+    assert narrow.ttft_s > 2.0 * wide.ttft_s
+    assert narrow.tpot_s is not None
+    assert narrow.tpot_s <= narrow.itl_mixed_s * (1.0 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"prefill_workers": 0}, "prefill_workers = 0"),
+        ({"decode_workers": 0}, "decode_workers = 0"),
+        ({"acceptance": 0.5}, "nothing is drafted"),
+        ({"draft_frac": 0.5}, "nothing is drafted"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(asked: dict[str, float], words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        serve("llama-3.1-8b", "h100", 4, **asked)  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ def _serve(
     from rtsim.serving.serve import serve
 
     for name, why in (
-        ("batch_size", "the engine batches: give --concurrency alone"),
+        ("batch_size", "the engine makes its batches itself"),
         ("micro_batches", "the engine splits its batch over the stages"),
         ("cp", "is not served"),
     ):

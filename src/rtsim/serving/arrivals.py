@@ -196,11 +196,16 @@ def played(
     """A trace, cut or repeated to `n_requests`, at its own rate or another. Raises DataError."""
     n = 0
     last_s = 0.0
+    cut_s = math.nan  # the last arrival of a trace that is cut
     for block in read_blocks(path):  # all of it is checked before anything is simulated
+        if n_requests is not None and n < n_requests <= n + len(block.arrival_s):
+            cut_s = float(block.arrival_s[n_requests - n - 1])
         n += len(block.arrival_s)
         last_s = float(block.arrival_s[-1])
     wanted = n if n_requests is None else n_requests
     check_count(wanted)
+    if not math.isnan(cut_s):  # its rate is that of the part that is played
+        n, last_s = wanted, cut_s
     trace = Played(str(path), wanted, n, last_s)
     if rate_per_s is None:
         return trace

@@ -146,6 +146,10 @@ def serve(
         _count("output_len", sizes["output_len"]),
     )
     speculation = Speculation(speculative_tokens, acceptance, draft_frac)
+    if not speculative_tokens and (acceptance or draft_frac):
+        name = "acceptance" if acceptance else "draft_frac"
+        value = acceptance or draft_frac
+        raise SpecError(name, value, "goes with speculative_tokens: nothing is drafted without")
     made = system(arch, gpu, stack=stack, profile=profile, **split)
     own = scheduler_of(made.profile.stack, made.gpu)
     scheduler = changed_scheduler(own, policy, token_budget, max_sequences, memory_frac)
@@ -166,8 +170,8 @@ def serve(
             first = system(arch, gpu, stack=stack, profile=profile, **{**split, "tp": prefill_tp})
         state, pools = _pools(
             Engine(first, scheduler), engine, concurrency, prompt, output, prefix_hit,
-            speculation, _count("prefill_workers", prefill_workers or 1),
-            _count("decode_workers", decode_workers or 1),
+            speculation, _workers("prefill_workers", prefill_workers),
+            _workers("decode_workers", decode_workers),
         )  # fmt: skip
         num_gpus = pools.prefill_gpus + pools.decode_gpus
         if made.gpu.network is None:
@@ -223,6 +227,10 @@ def serve(
         ), pools=pools,
         sources=sources_of(made), notes=tuple(dict.fromkeys(notes)), assumed=tuple(assumed),
     )  # fmt: skip
+
+
+def _workers(name: str, stated: int | None) -> int:
+    return 1 if stated is None else _count(name, stated)
 
 
 def _count(name: str, value: Any) -> int:
