@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,3 +203,19 @@ def test_gaps_between_arrivals_vary_as_stated(process, cv):
     assert gaps.std() / gaps.mean() == pytest.approx(cv, abs=0.15)
     faster = np.concatenate([block.arrival_s for block in traffic.at_rate(10.0).blocks()])
     assert faster == pytest.approx(times / 2.0)
+
+
+def test_two_outputs_in_one_file_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = str(tmp_path / "a.json")
+    status = program.run(
+        (
+            *("simulate", "--arch", "llama-3.1-8b", "--gpu", "h100", "--rate", "1"),
+            *("--requests", "5", "--input-len", "10", "--output-len", "5"),
+            *("--records", both, "--chrome-trace", both),
+        )
+    )
+    assert status == 2
+    assert "also written by --records" in capsys.readouterr().err
+    assert not Path(both).exists()

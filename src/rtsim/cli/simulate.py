@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,11 +10,13 @@ import click
 from rtsim.cli.parameters import (
     count,
     deliver,
+    flag,
     json_option,
     output_option,
     set_option,
     system_options,
 )
+from rtsim.errors import SpecError
 
 
 def _quantity(name: str) -> Any:
@@ -23,7 +26,6 @@ def _quantity(name: str) -> Any:
         if text is None:
             return None
         from rtsim import units
-        from rtsim.errors import SpecError
 
         try:
             return units.parse(text, getattr(units, name))
@@ -125,6 +127,7 @@ def command(
     from rtsim.cli import simulate_view
     from rtsim.simulation import simulate
 
+    _check_apart(output=output, plot=plot, **{n: request[n] for n in ("records", "chrome_trace")})
     if plot is not None:
         from rtsim.plots import check_plot_file
         from rtsim.plots_serving import check_kind, plot_simulation
@@ -143,3 +146,15 @@ def command(
         as_json=as_json,
         output=output,
     )
+
+
+def _check_apart(**files: str | None) -> None:
+    """Raise SpecError where two outputs would be written to one file."""
+    seen: dict[Path, str] = {}
+    for name, file in files.items():
+        if file is None:
+            continue
+        path = Path(file).resolve()
+        if path in seen:
+            raise SpecError(name, file, f"is also written by {flag(seen[path])}")
+        seen[path] = name
