@@ -116,14 +116,16 @@ def plot_tradeoff(result: Tradeoff, path: str, *, scenarios: bool = False) -> No
     models = sorted({point.model for panel in panels for point in panel.points})
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(4.0 * columns, 3.6 * rows + 0.2 * math.ceil(len(models) / 4) + 0.2)
+    across = 4 if columns > 1 else 2  # names beside each other in the legend
+    names = 0.2 * math.ceil((len(models) + 1) / across)
+    figure = _figure(4.0 * columns, 3.6 * rows + names + 0.2)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=not scenarios).ravel()
     for axis, panel in zip(axes, panels, strict=False):
         _tradeoff_panel(axis, panel, models)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     figure.legend(handles=_legend(models), loc="outside lower center", fontsize=8,
-                  ncols=4, frameon=False)  # fmt: skip
+                  ncols=across, frameon=False)  # fmt: skip
     _save(figure, path)
 
 
