@@ -215,9 +215,10 @@ class Draft:
             self.profile = made.profile
             self.fits.append(made.fit)
             self.rows += made.used
+            figures = {what: error_figures(error) for what, error in made.log_error.items()}
             errors = ", ".join(
-                f"{what} {error_figures(error)[0]:.1%} (median {error_figures(error)[1]:.1%})"
-                for what, error in made.log_error.items()
+                f"{what} {mape:.1%} (median {median:.1%})"
+                for what, (mape, median, _) in figures.items()
             )
             self.described[made.fit.section] = (
                 f"{made.used} runs; cross-validated error of {errors}"

@@ -31,12 +31,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from accuracy import percent, put_into, table  # noqa: E402
 
-from rtsim.fitting.serving_cases import Case, batch_cases, serving_cases, times_of  # noqa: E402
+from rtsim.fitting.serving_cases import Case, batch_cases, serving_cases  # noqa: E402
+from rtsim.fitting.serving_cases import profile_times as shipped  # noqa: E402
 from rtsim.fitting.serving_fit import ServingFit, choose_rows, fit_serving  # noqa: E402
 from rtsim.fitting.serving_rows import Deployments  # noqa: E402
 from rtsim.measurements import Columns, Table, read_table  # noqa: E402
 from rtsim.profile import DEVIATIONS_90  # noqa: E402
-from rtsim.serving.engine import engine_coefficients  # noqa: E402
 from rtsim.serving.steady import serving_sigma  # noqa: E402
 
 MARKDOWN = ROOT / "docs" / "accuracy-serving.md"
@@ -81,17 +81,6 @@ def judge(cases: Sequence[Case], predict: Predict) -> Judged:
         np.array([predict(c) for c in cases]),
         np.array([(serving_sigma(p, "ttft"), serving_sigma(p, last)) for p in profiles]),
     )
-
-
-def shipped(case: Case) -> tuple[float, float]:
-    """(ttft, tpot) of the shipped profile, the factors of its releases in."""
-    system = case.deployment.engine.system
-    use = "batch" if case.batch else "engine"
-    ttft_s, tpot_s = times_of(case, engine_coefficients(system, use))
-    if case.batch:
-        return ttft_s, tpot_s
-    release = system.profile.releases.get(case.deployment.release.partition(" ")[2], {})
-    return ttft_s * release.get("ttft_frac", 1.0), tpot_s * release.get("tpot_frac", 1.0)
 
 
 def spearman(a: Array, b: Array) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rtsim_kernels import steady
 
 from rtsim.errors import RtsimError, SpecError, UnknownName
-from rtsim.serving.engine import Engine, cache_of
+from rtsim.serving.engine import POLICY_CODES, Engine, cache_of
 from rtsim.serving.scheduler import Scheduler
 from rtsim.serving.serve import DEFAULT_INPUT, DEFAULT_OUTPUT, changed_scheduler
 from rtsim.serving.steady import FIELDS, Speculation, check_load
@@ -33,7 +33,6 @@ SIZES = (
     "policy", "memory_frac", "token_budget", "max_sequences", "prefix_hit", "speculative_tokens",
     "acceptance", "draft_frac", "concurrency", "input_len", "output_len",
 )  # fmt: skip
-POLICIES = {"mixed": steady.MIXED, "prefill-first": steady.PREFILL_FIRST}
 LOAD = {name: i for i, name in enumerate(steady.Load._fields)}  # columns of loads
 _MOST_TOKENS = 1e8  # as in WorkloadSpec
 _WHOLE = ("token_budget", "max_sequences", "speculative_tokens", "input_len", "output_len")
@@ -41,9 +40,9 @@ _WHOLE = ("token_budget", "max_sequences", "speculative_tokens", "input_len", "o
 
 def policy_code(name: str) -> float:
     """The code of a policy in a column of numbers; UnknownName."""
-    if name not in POLICIES:
-        raise UnknownName("policy", str(name), POLICIES)
-    return POLICIES[name]
+    if name not in POLICY_CODES:
+        raise UnknownName("policy", str(name), POLICY_CODES)
+    return POLICY_CODES[name]
 
 
 def _plain(value: float) -> Any:

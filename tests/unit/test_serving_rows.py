@@ -137,7 +137,7 @@ RELEASE = {"1.0": 1.0, "2.0": 0.8}
 
 def true_times(case: Case) -> tuple[float, float]:
     ttft_s, tpot_s = times_of(case, TRUTH)
-    frac = RELEASE[case.deployment.release.partition(" ")[2]]
+    frac = RELEASE[case.deployment.version]
     return ttft_s * frac, tpot_s * frac
 
 

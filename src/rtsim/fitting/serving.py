@@ -12,12 +12,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from rtsim.fitting.serving_cases import batch_cases, serving_cases, times_of
+from rtsim.fitting.serving_cases import batch_cases, profile_times, serving_cases
 from rtsim.fitting.serving_rows import Deployments
 from rtsim.measurements import Columns
 from rtsim.profile import DEVIATIONS_90, load_profile
 from rtsim.row_times import RowTimes
-from rtsim.serving.engine import engine_coefficients
 from rtsim.serving.steady import system_sigma
 
 REGIMES = ("agg", "disagg", "disagg, workers not stated")
@@ -36,11 +35,7 @@ def predict_serving(columns: Columns, profile: str | None) -> dict[str, RowTimes
     found = {name: np.full((3, rows), np.nan) for name in ("ttft", "tpot")}
     for case in cases:
         system = case.deployment.engine.system
-        ttft_s, tpot_s = times_of(case, engine_coefficients(system))
-        version = case.deployment.release.partition(" ")[2]
-        release = system.profile.releases.get(version, {})
-        for name, seconds in (("ttft", ttft_s), ("tpot", tpot_s)):
-            at = seconds * release.get(f"{name}_frac", 1.0)
+        for name, at in zip(found, profile_times(case), strict=True):
             width = np.exp(DEVIATIONS_90 * system_sigma(system, name))
             found[name][:, case.index] = at, at / width, at * width
     counted = (columns["prefill_workers"] > 0) & (columns["decode_workers"] > 0)
@@ -67,7 +62,7 @@ def predict_batches(columns: Columns, profile: str | None) -> dict[str, RowTimes
     found = np.full((3, rows), np.nan)
     for case in cases:
         system = case.deployment.engine.system
-        _, seconds = times_of(case, engine_coefficients(system, "batch"))
+        _, seconds = profile_times(case)
         width = np.exp(DEVIATIONS_90 * system_sigma(system, "batch"))
         found[:, case.index] = seconds, seconds / width, seconds * width
     return {

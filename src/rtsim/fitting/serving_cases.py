@@ -16,7 +16,9 @@ from rtsim.device_facts import record
 from rtsim.errors import RtsimError, SpecError
 from rtsim.fitting.serving_rows import Deployment, Deployments, with_batch_columns, with_cache
 from rtsim.measurements import Columns
+from rtsim.serving.engine import engine_coefficients
 from rtsim.serving.serve import transfer_s
+from rtsim.serving.steady import load_row
 
 # Of rows whose workers are not counted. Decode workers: what those that count them have in the
 # median, where they are tensor parallel; more where the cache needs them. Prefill workers: as many
@@ -95,11 +97,7 @@ def _load(deployment: Deployment, in_flight: float, input_len: int, output_len: 
     except SpecError:
         placement_bytes = _LEAST_CACHE_FRAC * float(engine.system.gpu.memory_bytes)
         running = placement_bytes / engine.placement().cache_bytes(input_len + output_len)
-    return (
-        max(1e-3, in_flight), max(1.0, running), float(input_len), float(output_len), 0.0,
-        engine.policy, float(engine.scheduler.token_budget),
-        float(engine.system.parallelism.pp), 0.0, 0.0, 0.0,
-    )  # fmt: skip
+    return load_row(engine, max(1e-3, in_flight), max(1.0, running), input_len, output_len)
 
 
 def _serving_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> Case:
@@ -168,6 +166,20 @@ def _batch_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> Cas
         )
     load = _load(one, float(row["batch"]), *sizes)
     return Case(i, one, load, None, (), 0.0, float("nan"), row["runtime_s"], labels, batch=True)
+
+
+def profile_times(case: Case) -> tuple[float, float]:
+    """(ttft, tpot) seconds of a case by its own profile, the factors of its release in.
+
+    (nan, runtime) of a batch, which has none.
+    """
+    system = case.deployment.engine.system
+    use = "batch" if case.batch else "engine"
+    ttft_s, tpot_s = times_of(case, engine_coefficients(system, use))
+    if case.batch:
+        return ttft_s, tpot_s
+    release = system.profile.releases.get(case.deployment.version, {})
+    return ttft_s * release.get("ttft_frac", 1.0), tpot_s * release.get("tpot_frac", 1.0)
 
 
 def engine_row(values: Mapping[str, float]) -> NDArray[np.void]:

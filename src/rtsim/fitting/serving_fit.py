@@ -97,7 +97,7 @@ class ServingFit:
     def predicted(self, case: Case) -> tuple[float, float]:
         """(ttft, tpot) seconds, the release's factors in."""
         ttft_s, tpot_s = times_of(case, self.values_of(case))
-        release = self.releases.get(case.deployment.release.partition(" ")[2], {})
+        release = self.releases.get(case.deployment.version, {})
         return ttft_s * release.get("ttft_frac", 1.0), tpot_s * release.get("tpot_frac", 1.0)
 
 
@@ -175,8 +175,8 @@ def _fit_particular(
             tried = dict(common)
             for form, name in zip(case.formats, _FRACS_OF_FORMAT.values(), strict=True):
                 tried[name] = fracs.get((form, name), tried[name])
-            version = case.deployment.release.partition(" ")[2]
-            out.append(times_of(case, tried)[1] * of_release.get(version, 1.0))
+            frac = of_release.get(case.deployment.version, 1.0)
+            out.append(times_of(case, tried)[1] * frac)
         return np.array(out)
 
     fit = fit_coefficients(predicted, tpot_s, freedoms, row_sigma=TPOT_SIGMA)
@@ -187,7 +187,7 @@ def _fit_particular(
 
 
 def _versions(cases: Sequence[Case]) -> list[str]:
-    return sorted({v for c in cases if (v := c.deployment.release.partition(" ")[2])})
+    return sorted({c.deployment.version for c in cases} - {""})
 
 
 def _release_freedoms(versions: Sequence[str], spread: float) -> tuple[Coefficient, ...]:
@@ -211,8 +211,7 @@ def _fit_ttft(
         of_release = dict(zip(versions, values[len(_OF_TTFT) :].tolist(), strict=True))
         return np.array(
             [
-                times_of(case, {**own, **tried})[0]
-                * of_release.get(case.deployment.release.partition(" ")[2], 1.0)
+                times_of(case, {**own, **tried})[0] * of_release.get(case.deployment.version, 1.0)
                 for case, own in zip(cases, values_of, strict=True)
             ]
         )

@@ -39,13 +39,10 @@ _SIXTEEN_BITS = ("", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Deployment:
-    """One engine of a row: what it runs on.
-
-    release: stack, GPU and version of the software; "" where no version is stated.
-    """
+    """One engine of a row: what it runs on. version: of its stack; "" where none is stated."""
 
     engine: Engine
-    release: str
+    version: str
 
 
 def served_model(name: str) -> ModelSpec:
@@ -144,7 +141,7 @@ class Deployments:
         known = self._known[key]
         if isinstance(known, RtsimError):
             raise known
-        return Deployment(known, release_of(row))
+        return Deployment(known, version_of(row))
 
     def _make(self, row: Mapping[str, Any], side: str) -> Engine:
         gpu = load_gpu(row["gpu"])
@@ -158,10 +155,12 @@ class Deployments:
         return Engine(System(model, gpu, split, profile=profile, kv_cache_dtype=cache))
 
 
-def release_of(row: Mapping[str, Any]) -> str:
-    """Name of the software release of a row, "" where the row states none."""
-    version = row["stack_version"]
-    return f"{stack_name(row['stack'])} {version}" if version and row["stack"] else ""
+def version_of(row: Mapping[str, Any]) -> str:
+    """Version of a row's stack, "" where either is not stated. Raises UnknownName for the stack."""
+    if not (row["stack"] and row["stack_version"]):
+        return ""
+    stack_name(row["stack"])
+    return str(row["stack_version"])
 
 
 def with_batch_columns(row: Mapping[str, Any]) -> dict[str, Any]:

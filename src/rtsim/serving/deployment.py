@@ -18,6 +18,7 @@ from rtsim_kernels import serving_state as st
 
 from rtsim.errors import NotSupported, SpecError, UnknownName
 from rtsim.serving.engine import Engine
+from rtsim.serving.scheduler import POLICIES
 from rtsim.serving.trace import Array
 from rtsim.specs.gpu import GpuSpec
 
@@ -204,9 +205,8 @@ def transfer_bytes_per_s(gpu: GpuSpec) -> float:
 def check_scheduler(engine: Engine) -> None:
     """SpecError for limits of a scheduler that leave nothing to run."""
     scheduler = engine.scheduler
-    policies = ("mixed", "prefill-first", "static")
-    if scheduler.policy not in policies:
-        raise UnknownName("policy", scheduler.policy, policies)
+    if scheduler.policy not in POLICIES:
+        raise UnknownName("policy", scheduler.policy, POLICIES)
     for field, value, most in (
         ("token_budget", scheduler.token_budget, 2**20),
         ("max_sequences", scheduler.max_sequences, 2**16),

@@ -21,17 +21,15 @@ from rtsim.memory import Placement
 from rtsim.predict import System
 from rtsim.serving.scheduler import Scheduler, scheduler_of
 
+# Policies that have a steady state, as `steady` codes them.
+POLICY_CODES = {"mixed": steady.MIXED, "prefill-first": steady.PREFILL_FIRST}
+
 
 @dataclass(frozen=True)
 class Cache:
-    """Memory for keys, values and states on the fullest GPU, in the terms of one sequence.
-
-    bytes_per_token grows with the context (up to a window, where layers have one: see `tokens`),
-    bytes_per_sequence does not.
-    """
+    """Memory for keys, values and states on the fullest GPU, in the terms of one sequence."""
 
     capacity_bytes: float
-    bytes_per_sequence: float
     placement: Placement
 
     def sequence_bytes(self, context: float) -> float:
@@ -105,7 +103,7 @@ class Engine:
     @property
     def policy(self) -> float:
         """The scheduler's policy as `steady` codes it."""
-        return steady.PREFILL_FIRST if self.scheduler.policy == "prefill-first" else steady.MIXED
+        return POLICY_CODES.get(self.scheduler.policy, steady.MIXED)
 
     def most_running(self, input_len: int, output_len: int) -> float:
         """Sequences of a group that run at once: by the cache, or the scheduler's limit.
@@ -139,4 +137,4 @@ def cache_of(system: System, scheduler: Scheduler) -> Cache:
             f"weights and activations take {used / 2**30:.1f} GiB of the "
             f"{allowed / 2**30:.1f} GiB that the engine may use: more GPUs or fewer bits",
         )  # fmt: skip
-    return Cache(allowed - used, placement.cache_bytes(0.0), placement)
+    return Cache(allowed - used, placement)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import rtsim_kernels
@@ -23,7 +23,7 @@ from rtsim.predict import system
 from rtsim.prediction import Cost, GpuSummary, ModelSummary, ParallelismSummary
 from rtsim.profile_choice import SERVING_STACKS
 from rtsim.serving.engine import Engine
-from rtsim.serving.scheduler import Policy, Scheduler, scheduler_of
+from rtsim.serving.scheduler import POLICIES, Scheduler, scheduler_of
 from rtsim.serving.steady import (
     NO_SPECULATION,
     Speculation,
@@ -246,8 +246,8 @@ def changed_scheduler(
     """A stack's own scheduler with what was asked for; SpecError for what cannot be."""
     changes: dict[str, Any] = {}
     if policy is not None:
-        if policy not in get_args(Policy):
-            raise SpecError("policy", policy, f"must be one of {', '.join(get_args(Policy))}")
+        if policy not in POLICIES:
+            raise SpecError("policy", policy, f"must be one of {', '.join(POLICIES)}")
         changes["policy"] = policy
     for name, value in (("token_budget", token_budget), ("max_sequences", max_sequences)):
         if value is not None:

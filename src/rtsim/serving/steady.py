@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,10 +119,20 @@ def load_of(
             f"a request of {input_len:.0f} + {output_len:.0f} tokens does not fit the cache of "
             f"{engine.system.gpu.name}: {most:.2f} of it would",
         )  # fmt: skip
+    in_flight = concurrency / parallelism.sequence_groups
+    cached = prefix_hit * input_len
+    return load_row(engine, in_flight, most, input_len, output_len, cached, speculation)
+
+
+def load_row(
+    engine: Engine, in_flight: float, most_running: float, input_len: float, output_len: float,
+    cached_tokens: float = 0.0, speculation: Speculation = NO_SPECULATION,
+) -> tuple[float, ...]:  # fmt: skip
+    """Fields of a `steady.Load` of one group under the engine's scheduler; nothing is checked."""
     return (
-        concurrency / parallelism.sequence_groups, most, float(input_len), float(output_len),
-        prefix_hit * input_len, float(engine.policy), float(engine.scheduler.token_budget),
-        float(parallelism.pp), float(speculation.tokens), speculation.acceptance,
+        in_flight, most_running, float(input_len), float(output_len), cached_tokens,
+        engine.policy, float(engine.scheduler.token_budget),
+        float(engine.system.parallelism.pp), float(speculation.tokens), speculation.acceptance,
         speculation.draft_frac,
     )  # fmt: skip
 
@@ -206,8 +215,3 @@ def system_sigma(system: System, name: str) -> float:
     if system.gpu.name == system.profile.gpu and not system.gpu.what_if:
         return own
     return math.hypot(own, TRANSFER_SIGMA[name])
-
-
-def as_json(state: SteadyState) -> dict[str, Any]:
-    """The state's figures by name."""
-    return dict(vars(state))
