@@ -100,7 +100,7 @@ GEMM_COEFFICIENTS = (
                 "slow-down per tenfold length of a kernel beyond 0.1 ms (power limit)"),
     Coefficient("hbm_frac", 0.82, 0.06, 0.2, 1.0, "1", "share of the DRAM bandwidth reached"),
     Coefficient("ramp_s", 1.15e-6, 0.4, 1e-8, 1e-5, "s", "time until DRAM streams at full rate"),
-    Coefficient("l2_use", 0.8, 0.35, 0.1, 1.2, "1",
+    Coefficient("l2_use", 1.0, 0.1, 0.1, 1.2, "1",
                 "share of the L2, or of one of its partitions, that keeps re-used data"),
     Coefficient("l2_edge", 107.0, 0.22, 2.0, 1000.0, "elements",
                 "square tile at which the L2 keeps up with the math of the GPU"),
@@ -168,26 +168,24 @@ LONG_ROW_BYTES = 32768.0  # slow from here on, on P100: rows lie in pages of the
 LONG_KERNEL_S = 1e-4  # clocks begin to fall at about this length
 BLOCK_ELEMENTS = 128.0 * 256.0  # the largest tile: elements per SM of tiles in flight together
 CUDA_CORE_BYTES = 4.0  # fp32 activations: no tensor cores, which want rows of whole 16 bytes
-ALL_MISS = 40.0  # times the cache: from here on what is kept rounds to nothing
+RESIDENCY_EDGE = 24.0
+PARTITION_EDGE = 4.0
+NONE_MISS = 0.2
+KEPT_TWICE = 0.47
 ENDLESS_COPIES = 1e6  # from here on every weight comes from DRAM
 
 
 @jit
-def miss_frac(ratio: float) -> float:
+def miss_frac(ratio: float, edge: float) -> float:
     """Share of cyclically re-used bytes that miss a cache: y of 1 - y = exp(-ratio y).
 
     ratio: bytes cycled through over cache bytes. 0 up to 1, tends to 1 beyond. Newton from
     1 - 1/ratio^2, above the root, four steps: within 1e-3 and falling short, never non-monotone.
     """
-    if ratio <= 1.0:
+    if ratio < NONE_MISS:
         return 0.0
-    if ratio > ALL_MISS:
-        return 1.0
-    y = 1.0 - 1.0 / (ratio * ratio)
-    for _ in range(4):
-        kept = math.exp(-ratio * y)
-        y -= (1.0 - y - kept) / (ratio * kept - 1.0)
-    return max(y, 0.0)
+    missed = ratio**edge
+    return missed / (1.0 + missed)
 
 
 @jit
@@ -205,7 +203,7 @@ def gemm_bytes(m: float, n: float, k: float, batch: float, gemm: Any) -> float:
 @inner
 def kept_bytes(gemm: Any, device: Any) -> float:
     """Bytes of re-used data that the L2 keeps."""
-    cache: float = gemm.l2_use * device.l2_bytes / gemm.l2_partitions
+    cache: float = gemm.l2_use * device.l2_bytes / (1.0 + KEPT_TWICE * (gemm.l2_partitions - 1.0))
     return cache
 
 
@@ -221,11 +219,12 @@ def missing_bytes(
     activations = batch * m * k * gemm.a_bytes
     results = batch * m * n * gemm.out_bytes
     cache = kept_bytes(gemm, device)
-    once_miss = miss_frac((weights + activations + results) / cache)
+    edge = RESIDENCY_EDGE if gemm.l2_partitions <= 1.0 else PARTITION_EDGE
+    once_miss = miss_frac((weights + activations + results) / cache, edge)
     weight_miss = 1.0
     if weight_copies < ENDLESS_COPIES:
         cycled = weight_copies * weights + gemm.activation_copies * activations + results
-        weight_miss = max(once_miss, miss_frac(cycled / cache))
+        weight_miss = max(once_miss, miss_frac(cycled / cache, edge))
     activation_miss = weight_miss if gemm.activation_copies > 1.0 else once_miss
     # A block of tiles in flight reads its rows and columns of both operands.
     block_edge = math.sqrt(device.sm_count * BLOCK_ELEMENTS)
@@ -256,7 +255,7 @@ def quantize_s(m: float, k: float, batch: float, gemm: Any, device: Any) -> floa
     elements = batch * m * k
     moved = elements * (gemm.quantize_reads * gemm.quantize_bytes + gemm.a_bytes)
     once = elements * (gemm.quantize_bytes + gemm.a_bytes)
-    missing = moved * miss_frac(once / kept_bytes(gemm, device))
+    missing = moved * miss_frac(once / kept_bytes(gemm, device), 4.0)
     dram = missing / (gemm.hbm_frac * device.hbm_bytes_per_s)
     l2 = moved * gemm.l2_edge / (gemm.a_bytes * gemm.peak_flops_per_s)
     return gemm.quantize_s + max(dram, l2, batch * m * gemm.quantize_row_s)

@@ -301,10 +301,10 @@ def moe_s(
     row_bytes *= moe.out_bytes
 
     cache = moe.l2_use * device.l2_bytes
-    row_miss = miss_frac((weight_bytes + row_bytes) / cache)
+    row_miss = miss_frac((weight_bytes + row_bytes) / cache, 4.0)
     weight_miss = 1.0
     if moe.weight_copies < ENDLESS_COPIES:
-        weight_miss = miss_frac((moe.weight_copies * weight_bytes + row_bytes) / cache)
+        weight_miss = miss_frac((moe.weight_copies * weight_bytes + row_bytes) / cache, 4.0)
     hbm = moe.hbm_frac * device.hbm_bytes_per_s
     crowd = load.rows / load.visited / DRAG_ROWS
     slow = 1.0 + moe.drag * crowd * crowd / (1.0 + crowd * crowd)

@@ -11,7 +11,7 @@ Coefficients that the rows do not pin down stay at their prior and are reported 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,7 @@ def fit_coefficients(
     row_sigma: float | Array = 0.08,
     max_evaluations: int = 60,
     start: Array | None = None,
+    further_starts: Sequence[Mapping[str, float]] = (),
     derivative_steps: tuple[float, ...] = (DERIVATIVE_STEP,),
     relative: bool = False,
     many_sets: bool = False,
@@ -67,7 +68,9 @@ def fit_coefficients(
     the model is not expected to explain (MODELING: one row is good to about 10 %), scalar or
     one per row.
 
-    start: values to start from instead of the priors. derivative_steps: the fit is repeated from
+    start: values to start from instead of the priors. further_starts: the fit is made from each of
+    these too, coefficients by name in place of those of `start`: for one that decides between
+    regimes, where the cost has several valleys. derivative_steps: the fit is repeated from
     where it came with each of these steps; a wide step first carries it across the small jumps
     of a piecewise model. The best of the results is returned.
 
@@ -111,19 +114,22 @@ def fit_coefficients(
 
         return jacobian_of
 
-    z = np.zeros(len(prior)) if start is None else np.log(start / prior) / spread
+    first = prior if start is None else start
     solutions = []
-    for width in derivative_steps:
-        solutions.append(
-            least_squares(
-                residuals,
-                np.clip(z, lower + 1e-6, upper - 1e-6),
-                jac=jacobian_with(width),
-                bounds=(lower, upper),
-                max_nfev=max_evaluations,
+    for changes in ({}, *further_starts):
+        begin = np.array([changes.get(c.name, v) for c, v in zip(coefficients, first, strict=True)])
+        z = np.log(begin / prior) / spread
+        for width in derivative_steps:
+            solutions.append(
+                least_squares(
+                    residuals,
+                    np.clip(z, lower + 1e-6, upper - 1e-6),
+                    jac=jacobian_with(width),
+                    bounds=(lower, upper),
+                    max_nfev=max_evaluations,
+                )
             )
-        )
-        z = solutions[-1].x
+            z = solutions[-1].x
     solution = min(solutions, key=lambda s: float(s.cost))
     jacobian = solution.jac
     covariance_z = np.linalg.inv(jacobian.T @ jacobian)

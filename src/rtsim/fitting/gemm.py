@@ -40,6 +40,7 @@ Columns = Mapping[str, NDArray[Any]]
 # so that the robust loss counts absolute errors. Tables printed to 1 us add that rounding.
 ROW_SIGMA = 0.05
 ROUNDING_S = 0.3e-6
+L2_STARTS = ({"l2_use": 0.3}, {"l2_use": 0.6}, {"l2_use": 1.0})
 WIDE_STEP = 0.2  # of a first derivative, in prior deviations
 # `choose_rows` spreads its rows over a sample: this part of a table, but so many rows at least.
 SAMPLE_PART = 8
@@ -51,9 +52,9 @@ FAST_PATH_BYTES = 16  # rows of n and k elements must be a multiple of this for 
 
 # Stack -> (weight copies, activation copies) cycled through before re-use.
 METHODS = {
-    "vllm": (5.5, 1.0),
-    "trtllm": (5.5, 1.0),
-    "sglang": (5.5, 5.5),
+    "vllm": (6.0, 1.0),
+    "trtllm": (5.0, 1.0),
+    "sglang": (6.0, 6.0),
     "pytorch": (1.0, 1.0),  # one call repeated
 }
 IN_A_MODEL = (math.inf, 1.0)
@@ -180,7 +181,7 @@ def choose_rows(rows: Rows, count: int = 64, seed: int = 0) -> NDArray[np.intp]:
 # coefficients keep their declared prior. From 10 to 17 fits of trtllm, vllm and sglang tables.
 _QUANTIZED = {  # both operands narrow: CUTLASS and DeepGEMM kernels, most without split-K
     "launch_clocks": (2600.0, 0.2), "compute_frac": (0.9, 0.2), "power_drop": (0.075, 0.8),
-    "ramp_s": (1.2e-6, 0.7), "l2_use": (0.4, 0.7), "l2_edge": (150.0, 0.35),
+    "ramp_s": (1.2e-6, 0.7), "l2_use": (0.5, 0.7), "l2_edge": (150.0, 0.35),
     "start_clocks": (1000.0, 0.6), "sm_edge": (62.0, 0.3), "store_cost": (3.3, 0.7),
     "fill_clocks": (250.0, 1.0),
     "step_s": (1.6e-7, 0.5), "split_s": (4.5e-5, 1.1), "wave_round": (0.55, 0.6),
@@ -189,7 +190,7 @@ _QUANTIZED = {  # both operands narrow: CUTLASS and DeepGEMM kernels, most witho
 }  # fmt: skip
 _WEIGHT_ONLY = {  # weights are widened in the loop
     "launch_clocks": (10600.0, 0.12), "compute_frac": (0.85, 0.12), "power_drop": (0.025, 0.7),
-    "hbm_frac": (0.92, 0.06), "l2_use": (0.2, 0.5), "l2_edge": (137.0, 0.2),
+    "hbm_frac": (0.92, 0.06), "l2_use": (0.25, 0.5), "l2_edge": (137.0, 0.2),
     "store_cost": (2.6, 0.4), "fill_clocks": (1600.0, 0.3), "step_s": (1.3e-7, 0.7),
     "split_s": (8e-6, 0.5), "wave_round": (0.46, 0.45), "tile_round": (0.82, 0.25),
     "least_rows": (29.0, 0.35), "least_columns": (80.0, 0.3),
@@ -280,6 +281,7 @@ def fit_rows(
         measured_s,
         coefficients,
         row_sigma=np.hypot(ROW_SIGMA, ROUNDING_S / measured_s),
+        further_starts=L2_STARTS,
         derivative_steps=steps,
         relative=True,
         many_sets=True,
