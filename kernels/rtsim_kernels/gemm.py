@@ -119,6 +119,8 @@ GEMM_COEFFICIENTS = (
     Coefficient("least_rows", 16.0, 0.5, 4.0, 280.0, "elements",
                 "rows of the smallest tile the library runs: a smaller one costs as much"),
     Coefficient("least_columns", 64.0, 0.5, 4.0, 280.0, "elements", "columns of it"),
+    Coefficient("largest_waves", 1000.0, 7.0, 0.5, 1e6, "waves",
+                "waves of the largest tile from which a library tries no smaller one"),
     Coefficient("long_row_cost", 0.03, 1.2, 0.001, 1.5, "1",
                 "slow-down per doubling of rows beyond 32 KiB, ordinary cores"),
     Coefficient("misaligned_cost", 1.0, 0.5, 0.05, 5.0, "1",
@@ -139,6 +141,7 @@ GEMM = np.dtype(
         ("out_bytes", np.float64),  # per result element
         ("quantize_bytes", np.float64),  # per activation element before quantisation; 0: none
         ("activation_copies", np.float64),  # sets of activations cycled through; 1 in a model
+        ("least_step", np.float64),  # of a step along k, what a kernel runs at least
         ("l2_partitions", np.float64),  # 2: data that SMs of both sides read are kept twice
         *coefficient_dtype(GEMM_COEFFICIENTS).descr,
     ]
@@ -405,11 +408,14 @@ def gemm_s(
     best_body = 0.0
     best_memory = 0.0
     n_tiles = len(CORE_TILE_M) if cores else len(TILE_M)
+    largest_only = (not cores) and batch * math.ceil(m / 128.0) * math.ceil(n / 256.0) >= gemm.largest_waves * sm_count
     for i in range(n_tiles):
         # The likely winner first: small tiles for few rows. It only speeds up the search.
         at = i if m <= TILE_M[2] else n_tiles - 1 - i
         tm = CORE_TILE_M[at] if cores else TILE_M[at]
         tn = CORE_TILE_N[at] if cores else TILE_N[at]
+        if largest_only and at < n_tiles - 1:
+            continue
         if not cores and at > 0 and TILE_N[at - 1] == tn and TILE_M[at - 1] >= m:
             continue  # the lower tile holds all rows too, at less math and the same of the rest
         tiles = round_up(m / tm, gemm.tile_round) * round_up(n / tn, gemm.tile_round) * batch
@@ -439,7 +445,7 @@ def gemm_s(
             if left <= 0.0 or least * least * least + others >= left * left * left:
                 break
             total, body, memory = candidate_s(
-                math.ceil(k_steps / split), tiles * split, split, rows, columns, step_flops,
+                gemm.least_step * math.ceil(k_steps / split / gemm.least_step), tiles * split, split, rows, columns, step_flops,
                 step_bytes, sm_count, best, least_slow_s, rates, gemm,
             )  # fmt: skip
             if total < best:

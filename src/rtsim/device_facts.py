@@ -34,6 +34,11 @@ def threads_per_sm(compute_capability: str) -> float:
 _L2_PARTITIONS = {"8.0": 2.0, "9.0": 2.0, "10.0": 2.0, "10.3": 2.0}
 
 
+def least_step(compute_capability: str) -> float:
+    """XX"""
+    return 1.0 if compute_capability and float(compute_capability.split(".")[0]) >= 9 else 0.5
+
+
 def l2_partitions(compute_capability: str) -> float:
     """Parts of the L2 that each keep a copy of data that all SMs read, a fact for the GEMM row.
 

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from rtsim_kernels import gemm
 from rtsim_kernels.tables import Coefficient
 
-from rtsim.device_facts import l2_partitions, sustained_flops_per_s
+from rtsim.device_facts import l2_partitions, least_step, sustained_flops_per_s
 from rtsim.fit import DERIVATIVE_STEP, Fit, fit_coefficients, select_rows
 from rtsim.fitting.measured_rows import MeasuredRows
 from rtsim.fitting.method import by_residency
@@ -106,6 +106,7 @@ def machine_of(gpu: GpuSpec, device: Any, stack: str, dtype: str) -> Machine | N
         "quantize_bytes": 0.0 if (stack, dtype) in QUANTISED_BEFORE else form.quantize_bytes,
         "activation_copies": METHODS.get(stack, IN_A_MODEL)[1],
         "l2_partitions": l2_partitions(gpu.compute_capability),
+        "least_step": least_step(gpu.compute_capability),
     }
     return Machine(device, facts)
 
@@ -281,7 +282,7 @@ def fit_rows(
         measured_s,
         coefficients,
         row_sigma=np.hypot(ROW_SIGMA, ROUNDING_S / measured_s),
-        further_starts=L2_STARTS,
+        further_starts=L2_STARTS if dtype not in ("bf16", "fp16") else (*L2_STARTS, {"largest_waves": 1.0}),
         derivative_steps=steps,
         relative=True,
         many_sets=True,
