@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rtsim_kernels import serving_state as st
 
 from rtsim import lengths as request_lengths
 from rtsim.errors import SpecError
@@ -18,14 +19,14 @@ from rtsim.predict import system
 from rtsim.service_level import SHARE, service_level
 from rtsim.serving.arrivals import Generated, Traffic, played
 from rtsim.serving.capacity import TOLERANCE, Capacity, capacity
-from rtsim.serving.chrome_trace import ChromeTrace
+from rtsim.serving.chrome_trace import ChromeTrace, check_trace_file, opened
 from rtsim.serving.deployment import Deployment
 from rtsim.serving.engine import Engine
 from rtsim.serving.scheduler import Scheduler
 from rtsim.serving.serve import DEFAULT_STACK
 from rtsim.serving.simulate import NO_LEVEL, Recorded, Run, offline_rate
-from rtsim.serving.simulated import PERCENTILES, REFUSALS, Simulated
-from rtsim.serving.simulation_notes import notes_on
+from rtsim.serving.simulated import PERCENTILES, REFUSALS, Simulated, refused
+from rtsim.serving.simulation_notes import notes_on, why_refused
 from rtsim.specs import GpuSpec, ModelSpec
 from rtsim.table_file import Block, check_format, write_columns
 
@@ -133,16 +134,15 @@ def simulate(
         wanted = service_level(level, ttft_s, tpot_s)
     if find_capacity and wanted is NO_LEVEL:
         wanted = service_level()  # says what is missing
-    for path in (records,):
-        if path is not None:
-            check_format(path)
+    if records is not None:
+        check_format(records, "records")
+    if chrome_trace is not None:
+        check_trace_file(chrome_trace)
     options: dict[str, Any] = {
         "level": wanted, "share": share, "percentiles": tuple(percentiles),
     }  # fmt: skip
     found = None
     if find_capacity:
-        if concurrency is not None:
-            raise SpecError("concurrency", concurrency, "a closed loop has no rate to search for")
         Run(deployment, traffic, **options)  # what is out of range is said before any work
         found = capacity(
             deployment, traffic, wanted, share, tolerance=tolerance,
@@ -212,6 +212,10 @@ def _traffic(
     requests: int | None, input_len: int | None, output_len: int | None,
     lengths: str | Path | None, concurrency: int | None, seed: int, find_capacity: bool,
 ) -> Traffic:  # fmt: skip
+    if find_capacity and concurrency is not None:
+        raise SpecError("concurrency", concurrency, "a closed loop has no rate to search for")
+    if find_capacity and rate is not None:
+        raise SpecError("rate", rate, "--capacity searches for the rate: give one or the other")
     if trace is not None:
         for name, value in (
             ("arrivals", arrivals), ("cv", cv), ("input_len", input_len),
@@ -262,7 +266,7 @@ def _play(
     with ExitStack() as stack:
         writer = None
         if chrome_trace is not None:
-            file = stack.enter_context(replacing(chrome_trace))
+            file = stack.enter_context(opened(chrome_trace))
             writer = stack.enter_context(ChromeTrace(file, run.deployment))
 
         def blocks() -> Iterator[Recorded]:
@@ -276,10 +280,20 @@ def _play(
         if records is None:
             for _ in blocks():
                 pass
-            return
-        table = stack.enter_context(replacing(records))
-        rows = (_columns(block, run) for block in blocks() if len(block.requests))
-        write_columns(table, RECORD_COLUMNS, rows, Path(records).suffix.lower())
+        else:
+            table = stack.enter_context(replacing(records))
+            rows = (_columns(block, run) for block in blocks() if len(block.requests))
+            write_columns(table, RECORD_COLUMNS, rows, Path(records).suffix.lower())
+        _check_served(run)  # before the files are put in place
+
+
+def _check_served(run: Run) -> None:
+    """SpecError where every request was refused: there is nothing to report."""
+    if run.state.ended[st.FINISHED]:
+        return
+    reasons = [f"{why_refused(reason, run.deployment)} ({n:,})"
+               for reason, n in refused(run.state.ended).items()]  # fmt: skip
+    raise SpecError("requests", run.n_ended, f"none can be served: {'; '.join(reasons)}")
 
 
 def _columns(block: Recorded, run: Run) -> Block:

@@ -42,6 +42,47 @@ def test_text_and_json_say_the_same(run):
     assert body["level"] == {"name": "chat", "ttft_s": 2.0, "tpot_s": 0.2}
     assert len(body["over_time"]["start_s"]) == len(body["over_time"]["waiting"])
     assert body["capacity"] is None
+    assert body["met_frac"] == 1.0
+    without = json.loads(run(*SYSTEM, *LENGTHS, "--rate", "20", "--requests", "9", "--json")[1])
+    assert [without[name] for name in ("met_frac", "share", "goodput_per_s")] == [None] * 3
+
+
+def test_a_search_says_why_a_rate_misses_a_level_without_limits(run):
+    load = ("--input-len", "100", "--output-len", "40", "--requests", "60", "--max-sequences", "4")
+    text = run(*SYSTEM, *load, "--capacity", "--level", "batch", "--percentiles", "50,90")[1]
+    assert "TTFT p90" in text
+    misses = [line for line in text.splitlines() if "misses" in line]
+    assert misses
+    assert all("100.0 %" in line and line.endswith("misses: piles up") for line in misses)
+
+
+@pytest.mark.parametrize(("rate", "overloaded"), [("5", False), ("400", True)])
+def test_static_batches_count_as_overloaded_by_what_they_carry(run, rate, overloaded):
+    load = ("--input-len", "1k", "--output-len", "200", "--requests", "500", "--rate", rate)
+    system = ("simulate", "--arch", "llama-3.1-8b", "--gpu", "h100", "--max-sequences", "32")
+    body = json.loads(run(*system, *load, "--policy", "static", "--json")[1])
+    assert body["overloaded"] is overloaded
+    if overloaded:
+        assert body["carried_per_s"] < body["arrival_rate_per_s"]
+    else:
+        assert (body["carried_per_s"], body["notes"]) == (None, [])
+
+
+def test_a_chrome_trace_is_zipped_where_its_name_says_so(run, tmp_path):
+    files = [tmp_path / "t.json", tmp_path / "t.json.gz"]
+    for file in files:
+        load = (*LENGTHS, "--rate", "9", "--requests", "5", "--chrome-trace", str(file))
+        assert run(*SYSTEM, *load)[0] == 0
+    assert gzip.decompress(files[1].read_bytes()) == files[0].read_bytes()
+    assert len(json.loads(files[0].read_text())["traceEvents"]) > 10
+
+
+def test_a_load_of_which_nothing_can_be_served_is_refused(run, tmp_path):
+    load = (*LENGTHS, "--rate", "9", "--requests", "5", "--max-model-len", "50")
+    status, out, err = run(*SYSTEM, *load, "--records", str(tmp_path / "r.csv"))
+    assert (status, out) == (2, "")
+    assert "requests = 5: none can be served: longer than the context of 50 tokens (5)" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_capacity_and_figures(run, tmp_path):
@@ -99,10 +140,14 @@ def test_overload_and_refusals_are_noted(run, tmp_path):
         (("--rate", "1", "--token-budget", "0", *LENGTHS), ("token_budget = 0",)),
         (("--rate", "1", "--memory-frac", "0.01", *LENGTHS), ("gpu", "more GPUs")),
         (("--rate", "1", "--cp", "2", *LENGTHS), ("context parallelism",)),
+        (("--rate", "1", "--chrome-trace", "x.txt", *LENGTHS), (".json.gz", "chrome_trace")),
+        (("--rate", "1", "--ttft", "-5", *LENGTHS), ("ttft = '-5'", "500ms")),
+        (("--rate", "1", "--transfer-rate", "5", *LENGTHS), ("transfer_rate = '5'", "50GB/s")),
+        (("--capacity", "--level", "chat", "--rate", "1", *LENGTHS), ("rate = 1.0", "--capacity")),
         (("--capacity", *LENGTHS), ("level",)),
         (("--capacity", "--level", "chat", "--tolerance", "9", *LENGTHS), ("tolerance = 9",)),
         (("--rate", "1", "--plot", "x.png", "--plot-kind", "goodput", *LENGTHS), ("--capacity",)),
-        (("--rate", "1", "--records", "x.txt", *LENGTHS), (".parquet",)),
+        (("--rate", "1", "--records", "x.txt", *LENGTHS), ("records = 'x.txt'", ".parquet")),
         (("--trace", "missing.csv"), ("missing.csv", "no such file")),
         (("--trace", "missing.csv", *LENGTHS), ("the trace says it",)),
     ],
