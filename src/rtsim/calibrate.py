@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtsim.catalog import load_gpu
-from rtsim.errors import DataError, SpecError
+from rtsim.errors import DataError, SpecError, nearest_names
 from rtsim.fitting import generation
 from rtsim.fitting.kinds import Block, SectionFit, choose, cross_validated, fit_blocks
 from rtsim.fitting.serving_fit import LEAST_CASES, fit_batch_table, fit_serving_table
@@ -150,7 +150,7 @@ def calibrate(
 
     rows = sort_rows(tables, spec, stack)
     generations, file_reports, beaten = rows.generations, rows.reports, rows.beaten
-    notes: list[str] = []
+    notes = _notes_on_stack(stack, base)
     by_section: dict[str, list[Block]] = {}
     for block in rows.blocks:
         by_section.setdefault(block.section, []).append(block)
@@ -160,7 +160,7 @@ def calibrate(
     if not by_section and not generations and not rows.runs:
         raise DataError(
             ", ".join(map(str, paths[:3])), f"no row of {stack} on {spec.name} to fit: "
-            + why_nothing(file_reports, beaten),
+            + why_nothing(tables, file_reports, beaten, stack),
         )  # fmt: skip
     total = len(by_section) + bool(generations) + len(rows.runs)
     fits: list[SectionFit] = []
@@ -416,6 +416,17 @@ def _start(gpu: GpuSpec, stack: str, base: str | None) -> Profile:
             sigma_unseen={**UNFITTED_SIGMAS, **_hosts(nearest.sigma_unseen)},
         )  # fmt: skip
     return blank_profile(stack, gpu)
+
+
+def _notes_on_stack(stack: str, base: str | None) -> list[str]:
+    """That a stack is begun, where no profile has its name."""
+    known = stack_names()
+    if stack in known:
+        return []
+    near = nearest_names(stack, known)
+    hint = f"; nearest: {', '.join(near)}" if near else f"; there are {', '.join(known)}"
+    start = "declared values" if base is None else "those of the base"
+    return [f"stack '{stack}' has no profile yet, a new one is begun: its priors are {start}{hint}"]
 
 
 def _hosts(sigmas: Mapping[str, float]) -> dict[str, float]:
