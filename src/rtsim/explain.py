@@ -25,11 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from rtsim.errors import RtsimError, SpecError
-from rtsim.predict import System, Times, predict, system
+from rtsim.named_system import system
+from rtsim.predict import predict
 from rtsim.prediction import OperatorTime, Prediction, by_operator
 from rtsim.profile import Profile
 from rtsim.specs import GpuSpec, ModelSpec
 from rtsim.specs.workload import WorkloadSpec
+from rtsim.system import System, Times
 from rtsim.whatif import change
 
 STEP = 0.05

@@ -25,7 +25,7 @@ from rtsim.fit import select_rows
 from rtsim.fitting.generation import Configuration, configurations
 from rtsim.latencies import read_latencies
 from rtsim.measurements import read_cells, read_table
-from rtsim.predict import System
+from rtsim.system import System
 
 Array = NDArray[np.float64]
 

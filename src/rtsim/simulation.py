@@ -14,8 +14,8 @@ from rtsim_kernels import serving_state as st
 
 from rtsim import lengths as request_lengths
 from rtsim.errors import SpecError
+from rtsim.named_system import system
 from rtsim.output import replacing
-from rtsim.predict import system
 from rtsim.service_level import SHARE, service_level
 from rtsim.serving.arrivals import Generated, Traffic, played
 from rtsim.serving.capacity import TOLERANCE, Capacity, capacity

@@ -30,9 +30,9 @@ from rtsim.curves import Curve
 from rtsim.errors import RtsimError, SpecError, nearest_names
 from rtsim.gpus_needed import system_on
 from rtsim.pareto import dominators, kendall_tau, swapped
-from rtsim.predict import System
 from rtsim.scores import ModelMap, Score, Stand, read_scores
 from rtsim.study import Study
+from rtsim.system import System
 
 Metric = Literal[
     "raw_runtime", "denoised_runtime", "idealized_runtime", "idealized_cost", "idealized_energy"

@@ -177,7 +177,7 @@ def _static(deployment: Deployment) -> bool:
 
 def warm_up() -> None:
     """Compile the kernels of a simulation."""
-    from rtsim.predict import system
+    from rtsim.named_system import system
     from rtsim.serving.engine import Engine
 
     deployment = Deployment(Engine(system("gpt3-125m", "a100", stack="vllm")))
