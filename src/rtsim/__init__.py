@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rtsim.bulk import predict_many
-    from rtsim.calibrate import Calibration, calibrate
+    from rtsim.calibrate import calibrate
+    from rtsim.calibration import Calibration
     from rtsim.catalog import load_gpu, load_model
     from rtsim.compare import Comparison, compare
     from rtsim.curves import Curve, read_curves, write_curves
@@ -74,7 +75,7 @@ _HOME = {
     "read_lengths": "lengths",
     "validate": "validate",
     "calibrate": "calibrate",
-    "Calibration": "calibrate",
+    "Calibration": "calibration",
     "compare": "compare",
     "Comparison": "compare",
     "load_study": "study",

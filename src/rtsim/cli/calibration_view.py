@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from rtsim.calibrate import Calibration, SectionReport
+    from rtsim.calibration import Calibration, SectionReport
     from rtsim.fitting.sort_rows import FileReport
 
 _IMPOSSIBLE_SHOWN = 5
