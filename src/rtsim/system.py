@@ -24,14 +24,9 @@ from rtsim_kernels import mla, tables
 from rtsim.answer import Answer, Evaluation
 from rtsim.device_facts import core_count
 from rtsim.errors import SpecError
-from rtsim.machine import (
-    Formats,
-    MachineRows,
-    fastest_math,
-    machine_rows,
-    mla_prefill_row,
-    plan_facts,
-)
+from rtsim.formats import Formats, fastest_math
+from rtsim.kernel_records import mla_prefill_row
+from rtsim.machine import MachineRows, machine_rows, plan_facts
 from rtsim.memory import Placement
 from rtsim.operators import OperatorTable, lower
 from rtsim.prediction import Prediction

@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from rtsim_kernels import tables
 
 from rtsim.catalog import load_gpu
-from rtsim.machine import peak_for
+from rtsim.formats import peak_for
 from rtsim.operators import StackTraits
 from rtsim.prediction import Prediction
 from rtsim.profile import Profile, load_profile
