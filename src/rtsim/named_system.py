@@ -57,6 +57,7 @@ def system(
 
 
 def loaded(arch: str | Path | ModelSpec, gpu: str | Path | GpuSpec) -> tuple[ModelSpec, GpuSpec]:
+    """Model and GPU of these names, files or specifications."""
     if not isinstance(arch, str | Path | ModelSpec):
         raise SpecError("arch", arch, "must be a name, a path of a .toml file or a ModelSpec")
     if not isinstance(gpu, str | Path | GpuSpec):

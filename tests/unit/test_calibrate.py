@@ -20,10 +20,10 @@ from rtsim.catalog import load_gpu
 from rtsim.errors import DataError, OutputError, RtsimError, SpecError, UnknownName
 from rtsim.fit import Fit
 from rtsim.fitting import kinds
-from rtsim.measurements import write_table
 from rtsim.operators import StackTraits
 from rtsim.profile import load_profile
 from rtsim.profile_file import Uncertainty, profile_toml
+from rtsim.table_text import write_table
 
 GPU = "h100-sxm5-80gb"
 RNG = np.random.default_rng(3)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import rtsim
 from rtsim.cli.main import run
 from rtsim.errors import SpecError, UnknownName
-from rtsim.explain import METRICS, SM_COUNT, Explanation, explain
+from rtsim.explain import METRICS, Explanation, explain
+from rtsim.varied_system import SM_COUNT
 
 LARGE = {"tp": 8, "batch_size": 8, "input_len": 1000, "output_len": 256}
 TIMES = METRICS[:3]

@@ -48,7 +48,7 @@ def command(
     from rtsim.denoise import denoise
     from rtsim.errors import SpecError
     from rtsim.latencies import read_latencies
-    from rtsim.measurements import read_cells
+    from rtsim.table_text import read_cells
 
     if not 20 <= bootstraps <= 10_000:
         raise SpecError("bootstraps", bootstraps, "must be in 20 to 10000")
