@@ -91,6 +91,7 @@ def test_misused_commands(refused, arguments: tuple[str, ...], words: tuple[str]
         (("--num-gpus", "8", "--dp", "2"), ("num_gpus = 8", "dp 2")),
         (("--pp", "97"), ("pp = 97", "96 layers")),
         (("--ep", "8"), ("ep", "no experts")),
+        (("--arch", "mixtral-8x7b", "--tp", "2", "--ep", "16"), ("at most the 8 experts",)),
         (("--ep", "2", "--tp", "1"), ("ep", "must be 1", "no experts")),
     ],
 )
@@ -238,6 +239,8 @@ def test_truncated_toml(
         ('hbm_bytes_per_s = "2039 GB/s"', "hbm_bytes_per_s = []", ("hbm_bytes_per_s",)),
         ('hbm_bytes_per_s = "2039 GB/s"', "", ("hbm_bytes_per_s", "missing")),
         ("hbm_bytes_per_s", "hbm_bytes_per_sec", ("nearest: hbm_bytes_per_s",)),
+        ("hbm_bytes_per_s", "hbm_bw", ("nearest: hbm_bytes_per_s",)),
+        ("sm_count = 108", "sm_count = -1\ntensor_clock_hz = -1", ("sm_count", "1 more fault")),
         ('clock_hz = "1410 MHz"', 'clock_hz = "1410 mhz"', ("clock_hz", "case matters")),
         ('power_w = "400 W"', 'power_w = "400 kWh"', ("power_w", "kWh")),
         ("sm_count = 108", "sm_count = 0", ("sm_count", "0")),
