@@ -84,6 +84,11 @@ def test_a_load_of_which_nothing_can_be_served_is_refused(refused, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_closed_loop_has_no_process_of_arrivals(run):
+    text = run(*SYSTEM, *LENGTHS, "--concurrency", "3", "--requests", "9")[1]
+    assert "9 requests, 3 kept in flight, seed 0\n" in text
+
+
 def test_capacity_and_figures(run, tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "g.png"
@@ -124,6 +129,7 @@ def test_overload_and_refusals_are_noted(run, tmp_path):
         (("--rate", "1", "--input-len", "0", "--output-len", "5"), ("input_len = 0",)),
         (("--concurrency", "0", *LENGTHS), ("concurrency = 0",)),
         (("--rate", "1", "--concurrency", "2", *LENGTHS), ("concurrency = 2", "one of them")),
+        (("--concurrency", "2", "--arrivals", "constant", *LENGTHS), ("arrivals", "closed loop")),
         (("--rate", "1", "--seed", "-1", *LENGTHS), ("seed = -1", "2^63")),
         (("--rate", "1", "--seed", "9" * 20, *LENGTHS), ("seed",)),
         (("--rate", "1", "--percentiles", "0", *LENGTHS), ("percentiles = 0.0",)),

@@ -60,7 +60,7 @@ def to_json(found: Simulation) -> dict[str, Any]:
         "routing": deployment.routing,
         "preemption": deployment.preemption,
         "traffic": {
-            "source": found.traffic.source,
+            "source": found.source,
             "rate_per_s": None if found.concurrency else found.traffic.rate_per_s,
             "concurrency": found.concurrency or None,
         },
@@ -163,8 +163,8 @@ def _load(found: Simulation) -> str:
     result, traffic = found.result, found.traffic
     text = f"{result.n_requests:,} requests, "
     if found.concurrency:
-        return f"{text}{found.concurrency:,} kept in flight, {traffic.source}"
-    return f"{text}{traffic.rate_per_s:.4g} a second, {traffic.source}"
+        return f"{text}{found.concurrency:,} kept in flight, {found.source}"
+    return f"{text}{traffic.rate_per_s:.4g} a second, {found.source}"
 
 
 def _searched(found: Capacity) -> RenderableType:
