@@ -42,7 +42,7 @@ def deployment_of(
     else:
         for name, value in (
             ("decode_workers", decode_workers), ("prefill_tp", prefill_tp),
-            ("prefill_gpu", prefill_gpu),
+            ("prefill_gpu", prefill_gpu), ("transfer_rate", transfer_bytes_per_s),
         ):  # fmt: skip
             if value is not None:
                 raise SpecError(name, value, "is of prefill replicas: give --prefill-workers too")

@@ -69,6 +69,7 @@ def test_figures_name_their_axes_and_operators(tmp_path: Path) -> None:
         (["--plot", "a.txt"], "must end in"),
         (["--plot", "a.png", "--plot-kind", "rooflin"], "nearest: roofline"),
         (["--plot", "no/folder/a.png"], "no folder"),
+        (["--plot-kind", "batch"], "--plot FILE"),
     ],
 )
 def test_bad_options(refused, options: list[str], words: str) -> None:

@@ -138,6 +138,8 @@ def test_overload_and_refusals_are_noted(run, tmp_path):
         (("--rate", "1", "--dp", "0", *LENGTHS), ("dp = 0",)),
         (("--rate", "1", "--prefill-workers", "0", *LENGTHS), ("prefill_workers = 0",)),
         (("--rate", "1", "--decode-workers", "2", *LENGTHS), ("--prefill-workers",)),
+        (("--rate", "1", "--transfer-rate", "5GB/s", *LENGTHS), ("--prefill-workers",)),
+        (("--rate", "1", "--plot-kind", "timeline", *LENGTHS), ("plot_kind", "--plot FILE")),
         (("--rate", "1", "--policy", "statik", *LENGTHS), ("policy", "nearest: static")),
         (("--rate", "1", "--arrivals", "poison", *LENGTHS), ("nearest: poisson",)),
         (("--rate", "1", "--arrivals", "bursty", "--cv", "0", *LENGTHS), ("cv = 0.0",)),

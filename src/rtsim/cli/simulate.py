@@ -12,6 +12,7 @@ from rtsim.cli.parameters import (
     deliver,
     flag,
     json_option,
+    kind_of_plot,
     output_option,
     set_option,
     system_options,
@@ -115,13 +116,13 @@ def _percentiles(
               help="Write steps and requests for ui.perfetto.dev.")  # fmt: skip
 @click.option("--plot", type=click.Path(), metavar="FILE",
               help="Draw the simulation (.png, .svg, .pdf).")  # fmt: skip
-@click.option("--plot-kind", default="latency", show_default=True, metavar="KIND",
-              help="latency (distributions), timeline, or goodput (against the rate; with "
+@click.option("--plot-kind", metavar="KIND",
+              help="latency (distributions; default), timeline, or goodput (against the rate; with "
               "--capacity).")  # fmt: skip
 @json_option
 @output_option
 def command(
-    as_json: bool, output: str | None, plot: str | None, plot_kind: str, **request: Any
+    as_json: bool, output: str | None, plot: str | None, plot_kind: str | None, **request: Any
 ) -> None:
     """Simulate a serving system under requests that arrive, wait, run and end.
 
@@ -132,18 +133,19 @@ def command(
     from rtsim.simulation import simulate
 
     _check_apart(output=output, plot=plot, **{n: request[n] for n in ("records", "chrome_trace")})
+    kind = kind_of_plot(plot_kind, plot, "latency")
     if plot is not None:
         from rtsim.plots import check_plot_file
         from rtsim.plots_serving import check_kind, plot_simulation
 
-        check_kind(plot_kind, searched=request["find_capacity"])
+        check_kind(kind, searched=request["find_capacity"])
         check_plot_file(plot)
     given = {name: value for name, value in request.items() if value is not None}
     with simulate_view.progress(searching=request["find_capacity"]) as report:
-        curve = plot is not None and plot_kind == "goodput"
+        curve = plot is not None and kind == "goodput"
         found = simulate(**given, curve=curve, progress=report)
     if plot is not None:
-        plot_simulation(found, plot, plot_kind)
+        plot_simulation(found, plot, kind)
     deliver(
         lambda: simulate_view.to_json(found),
         lambda: simulate_view.view(found),
