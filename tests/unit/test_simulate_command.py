@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from rtsim import plots_serving
 from rtsim.cli import main as program
 from rtsim.errors import DataError
 from rtsim.serving import trace
@@ -104,6 +106,21 @@ def test_capacity_and_figures(run, tmp_path):
         load = ("--rate", "9", "--requests", "30", "--plot", str(drawn), "--plot-kind", kind)
         assert run(*SYSTEM, *LENGTHS, *load)[0] == 0
         assert drawn.stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("rates", "scale"), [((1.0, 4.0, 40.0), "log"), ((4.0, 20.0), "linear")])
+def test_rates_that_span_decades_stand_on_a_logarithmic_axis(rates, scale):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    result = SimpleNamespace(goodput_per_s=1.0, requests_per_s=1.0)
+    tried = [SimpleNamespace(rate_per_s=rate, result=result) for rate in rates]
+    searched = SimpleNamespace(tried=tried, rate_per_s=rates[0])
+    plots_serving._goodput(figure, SimpleNamespace(capacity=searched))
+    assert figure.axes[0].get_xscale() == scale
+
+
+def test_stretches_of_time_are_joined_by_their_means():
+    assert plots_serving._means(np.array([1.0, 3.0, 5.0]), 2).tolist() == [2.0, 5.0]
+    assert plots_serving._means(np.array([1.0, 3.0]), 1).tolist() == [1.0, 3.0]
 
 
 def test_overload_and_refusals_are_noted(run, tmp_path):
