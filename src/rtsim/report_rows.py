@@ -148,10 +148,10 @@ def _limit_rows(p: Prediction) -> list[tuple[str, str, str]]:
     if encodes(p):
         lengths = f"of {p.workload.input_len} tokens"
     return [
-        ("  largest batch", str(memory.max_batch_size), lengths),
+        ("  largest batch", f"{memory.max_batch_size:,}", lengths),
         (
             "  longest context",
-            f"{memory.max_context} tokens",
+            f"{memory.max_context:,} tokens",
             f"at batch {p.workload.batch_size}, by memory",
         ),
     ]
