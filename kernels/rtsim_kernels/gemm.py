@@ -5,7 +5,8 @@ model takes the fastest:
 
     tiles   = round_up(m/tm) round_up(n/tn) batch s            round_up(x) = x + tile_round
     waves   = tiles/SMs + wave_round (ceil(tiles/SMs) - tiles/SMs)          (ceil(x) - x), >= 1
-    steps   = ceil(k / s / (128 bytes of elements))                       loop of one tile over k
+    steps   = ceil(k / s / (128 bytes of elements))                       loop of one tile over k,
+                                                     in halves before Hopper (`least_step`)
     area    = max(tm, min(least_rows, m)) max(tn, least_columns)
     math    = 2 area step_k steps (1 + EDGE/tm + EDGE/tn) / (compute_frac peak/SMs)
     power   = 1 + power_drop log10(1 + waves math / 100 us)             clocks fall in long kernels
@@ -31,18 +32,25 @@ A library runs no tile below `least_rows` by `least_columns`: smaller candidates
 math. Narrow formats run tiles of 64-200 rows unless m is less, which the min in `area` says;
 batched fp32 products one of 128 x 128 or 64 x 128 whatever their size, so there is no min there.
 
+A heuristic rather than a trial may pick the kernel: for more than 64 rows and `largest_waves` waves
+of the largest tile, no smaller one is tried. cuBLAS on A100 (1 wave) takes two waves of 128 x 256
+where three of 128 x 128 would end 20 % sooner. Libraries that try their kernels never do so.
+
 Ordinary cores (4-byte activations) have tiles and a depth of their own (CORE_*). Their math is
 slower by 1 + long_row_cost log2(1 + row bytes / 32 KiB), rows being k long (P100: by half at
 64 KiB; others by a few per cent). Where a board sustains less than the datasheet's rate
 (gemm.peak_flops_per_s < device.vector_flops_per_s), a product starts at the latter and
 approaches the former: busy *= 1 + (ratio - 1) busy / (busy + 0.6 ms). T4 falls to half within 3 ms.
 
-Cache residency. Cyclic re-use of W bytes in a cache of C bytes with random replacement misses
-the share y that solves 1 - y = exp(-y W/C) (0 for W <= C); C = l2_use l2_bytes / l2_partitions:
-an L2 of two partitions keeps what SMs of both sides read twice. Weights come
-round after `weight_copies` copies of themselves (infinity: a whole model passes in between,
-every byte comes from DRAM), activations and results after one call. Operands that outgrow the
-cache are read again by every block of tiles that is in flight together.
+Cache residency. An L2 that evicts the oldest keeps all of W bytes that come round and round while
+they fit its C bytes, and none of them once they do not: missing = r^e / (1 + r^e), r = W/C. One L2
+for all SMs turns over at once (L40S: weights of 96 MiB in all run at 1.2-2 TB/s, of 105 MiB at
+the 0.65 of DRAM; e = 24), two partitions slowly (e = 4), and those keep KEPT_TWICE of the data on
+both sides: A100, H100 and B200 hold 66-70 % of their L2, as the same weights cycled five times by
+one benchmark and six times by another tell. C = l2_use l2_bytes / (1 + KEPT_TWICE (parts - 1)).
+Weights come round after `weight_copies` copies of themselves (infinity: a whole model passes in
+between, every byte comes from DRAM), activations and results after one call. Operands that outgrow
+the cache are read again by every block of tiles that is in flight together.
 
 Run-time activation quantisation (gemm.quantize_bytes > 0) is a kernel before the product: its
 own launch and one pass over the activations.
@@ -63,14 +71,14 @@ row (m = 1) stream and do not care. Evidence: prompt passes of unfused attention
 Not modelled: TF32 (4-byte activations count as ordinary cores); the kernel that a library really
 picks, where more work then takes less time: on L40S k = 7,168 is not split (31 us at m = 12,
 n = 32) and 8,192 is (5 us); vLLM's fp8 kernel of 4,096 < n <= 8,192 there is 20-30 % slower than
-that of 12,288; cuBLAS keeps tiles of 128 x 256 on A100 where 1.1 waves of them take two (20 %).
-Single shapes move by tens of per cent. Corrected by the median residual of the six nearest of
-2,000 rows, 16-bit predictions would still be 4-6 % off on A100, H100 and B200 (SGLang there: 9 %)
-and 10 % on L40S; 600 fitted rows instead of 64 gain 0.4 points, other tile lists nothing.
+that of 12,288, and those of 16 < m <= 64 20 % slower than its others; on A100 k = 128 takes as
+long as k = 256. Single shapes move by tens of per cent. Corrected by the median residual of the
+six nearest of 2,000 rows, 16-bit predictions would still be 4-6 % off on A100, H100 and B200
+(SGLang there: 9 %) and 10 % on L40S. Which rows are fitted matters little (twelve choices of 64 by
+four designs: 7.9-8.2 % in the mean over GPUs), 600 of them gain 0.4 points, other tile lists nothing.
 
-Sources: tiles, waves and split-K as in CUTLASS; cache model after Fagin's and Dan-Towsley's
-treatment of random replacement; constants and priors from measured bf16 GEMMs on A100, H100,
-B200, L40S and A40. Known error: docs/accuracy.
+Sources: tiles, waves and split-K as in CUTLASS; constants and priors from measured bf16 GEMMs on
+A100, H100, B200, L40S and A40. Known error: docs/accuracy.
 """
 
 from __future__ import annotations
@@ -141,7 +149,7 @@ GEMM = np.dtype(
         ("out_bytes", np.float64),  # per result element
         ("quantize_bytes", np.float64),  # per activation element before quantisation; 0: none
         ("activation_copies", np.float64),  # sets of activations cycled through; 1 in a model
-        ("least_step", np.float64),  # of a step along k, what a kernel runs at least
+        ("least_step", np.float64),  # part of a step along k in which loops are whole: 1, 0.5
         ("l2_partitions", np.float64),  # 2: data that SMs of both sides read are kept twice
         *coefficient_dtype(GEMM_COEFFICIENTS).descr,
     ]
@@ -171,19 +179,18 @@ LONG_ROW_BYTES = 32768.0  # slow from here on, on P100: rows lie in pages of the
 LONG_KERNEL_S = 1e-4  # clocks begin to fall at about this length
 BLOCK_ELEMENTS = 128.0 * 256.0  # the largest tile: elements per SM of tiles in flight together
 CUDA_CORE_BYTES = 4.0  # fp32 activations: no tensor cores, which want rows of whole 16 bytes
-RESIDENCY_EDGE = 24.0
-PARTITION_EDGE = 4.0
-NONE_MISS = 0.2
-KEPT_TWICE = 0.47
+RESIDENCY_EDGE = 24.0  # how suddenly re-used data leave an L2 that all SMs share (L40S)
+PARTITION_EDGE = 4.0  # the same of two partitions
+NONE_MISS = 0.2  # times the cache: below, what misses rounds to nothing
+KEPT_TWICE = 0.47  # of the data in an L2 of two partitions, there twice (A100, H100, B200)
 ENDLESS_COPIES = 1e6  # from here on every weight comes from DRAM
 
 
 @jit
 def miss_frac(ratio: float, edge: float) -> float:
-    """Share of cyclically re-used bytes that miss a cache: y of 1 - y = exp(-ratio y).
+    """Share of cyclically re-used bytes that miss a cache, of which they fill `ratio`; rising.
 
-    ratio: bytes cycled through over cache bytes. 0 up to 1, tends to 1 beyond. Newton from
-    1 - 1/ratio^2, above the root, four steps: within 1e-3 and falling short, never non-monotone.
+    edge: how suddenly, RESIDENCY_EDGE or PARTITION_EDGE. See `Cache residency` above.
     """
     if ratio < NONE_MISS:
         return 0.0
@@ -206,7 +213,8 @@ def gemm_bytes(m: float, n: float, k: float, batch: float, gemm: Any) -> float:
 @inner
 def kept_bytes(gemm: Any, device: Any) -> float:
     """Bytes of re-used data that the L2 keeps."""
-    cache: float = gemm.l2_use * device.l2_bytes / (1.0 + KEPT_TWICE * (gemm.l2_partitions - 1.0))
+    copies = 1.0 + KEPT_TWICE * (gemm.l2_partitions - 1.0)
+    cache: float = gemm.l2_use * device.l2_bytes / copies
     return cache
 
 
@@ -258,7 +266,7 @@ def quantize_s(m: float, k: float, batch: float, gemm: Any, device: Any) -> floa
     elements = batch * m * k
     moved = elements * (gemm.quantize_reads * gemm.quantize_bytes + gemm.a_bytes)
     once = elements * (gemm.quantize_bytes + gemm.a_bytes)
-    missing = moved * miss_frac(once / kept_bytes(gemm, device), 4.0)
+    missing = moved * miss_frac(once / kept_bytes(gemm, device), PARTITION_EDGE)
     dram = missing / (gemm.hbm_frac * device.hbm_bytes_per_s)
     l2 = moved * gemm.l2_edge / (gemm.a_bytes * gemm.peak_flops_per_s)
     return gemm.quantize_s + max(dram, l2, batch * m * gemm.quantize_row_s)
@@ -408,14 +416,15 @@ def gemm_s(
     best_body = 0.0
     best_memory = 0.0
     n_tiles = len(CORE_TILE_M) if cores else len(TILE_M)
-    largest_only = (not cores) and batch * math.ceil(m / 128.0) * math.ceil(n / 256.0) >= gemm.largest_waves * sm_count
+    largest = batch * math.ceil(m / TILE_M[-1]) * math.ceil(n / TILE_N[-1])
+    largest_only = not cores and m > TILE_M[2] and largest >= gemm.largest_waves * sm_count
     for i in range(n_tiles):
         # The likely winner first: small tiles for few rows. It only speeds up the search.
         at = i if m <= TILE_M[2] else n_tiles - 1 - i
         tm = CORE_TILE_M[at] if cores else TILE_M[at]
         tn = CORE_TILE_N[at] if cores else TILE_N[at]
         if largest_only and at < n_tiles - 1:
-            continue
+            continue  # the library's heuristic does not try it
         if not cores and at > 0 and TILE_N[at - 1] == tn and TILE_M[at - 1] >= m:
             continue  # the lower tile holds all rows too, at less math and the same of the rest
         tiles = round_up(m / tm, gemm.tile_round) * round_up(n / tn, gemm.tile_round) * batch
@@ -435,7 +444,7 @@ def gemm_s(
             continue
         least_slow_s = slowed_s(math_s, rates, gemm)
         least_s = math_s + least_slow_s
-        stored_s = LEAST_FILL * rates.fill_s + stored * rates.sm_byte_s
+        stored_s = LEAST_FILL * gemm.least_step * rates.fill_s + stored * rates.sm_byte_s
         for split in SPLITS:
             waves = max(1.0, tiles * split / sm_count)
             least = least_s + (1.0 + (waves - 1.0) * gemm.wave_round) * stored_s
@@ -445,14 +454,15 @@ def gemm_s(
             if left <= 0.0 or least * least * least + others >= left * left * left:
                 break
             total, body, memory = candidate_s(
-                gemm.least_step * math.ceil(k_steps / split / gemm.least_step), tiles * split, split, rows, columns, step_flops,
-                step_bytes, sm_count, best, least_slow_s, rates, gemm,
+                gemm.least_step * math.ceil(k_steps / split / gemm.least_step),
+                tiles * split, split, rows, columns, step_flops, step_bytes, sm_count, best,
+                least_slow_s, rates, gemm,
             )  # fmt: skip
             if total < best:
                 best = total
                 best_body = body
                 best_memory = memory
-            if k_steps <= split:
+            if k_steps <= split * gemm.least_step:
                 break  # one step is left: a finer split only adds tiles
     fixed = gemm.launch_clocks / device.clock_hz + quantize_s(m, k, batch, gemm, device)
     if gemm.a_bytes < CUDA_CORE_BYTES and m > 1.0:

@@ -59,7 +59,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._jit import jit
-from .gemm import ENDLESS_COPIES, miss_frac
+from .gemm import ENDLESS_COPIES, PARTITION_EDGE, miss_frac
 from .tables import (
     BOUND_COMPUTE,
     BOUND_LATENCY,
@@ -301,10 +301,12 @@ def moe_s(
     row_bytes *= moe.out_bytes
 
     cache = moe.l2_use * device.l2_bytes
-    row_miss = miss_frac((weight_bytes + row_bytes) / cache, 4.0)
+    row_miss = miss_frac((weight_bytes + row_bytes) / cache, PARTITION_EDGE)
     weight_miss = 1.0
     if moe.weight_copies < ENDLESS_COPIES:
-        weight_miss = miss_frac((moe.weight_copies * weight_bytes + row_bytes) / cache, 4.0)
+        weight_miss = miss_frac(
+            (moe.weight_copies * weight_bytes + row_bytes) / cache, PARTITION_EDGE
+        )
     hbm = moe.hbm_frac * device.hbm_bytes_per_s
     crowd = load.rows / load.visited / DRAG_ROWS
     slow = 1.0 + moe.drag * crowd * crowd / (1.0 + crowd * crowd)

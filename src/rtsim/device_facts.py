@@ -34,11 +34,6 @@ def threads_per_sm(compute_capability: str) -> float:
 _L2_PARTITIONS = {"8.0": 2.0, "9.0": 2.0, "10.0": 2.0, "10.3": 2.0}
 
 
-def least_step(compute_capability: str) -> float:
-    """XX"""
-    return 1.0 if compute_capability and float(compute_capability.split(".")[0]) >= 9 else 0.5
-
-
 def l2_partitions(compute_capability: str) -> float:
     """Parts of the L2 that each keep a copy of data that all SMs read, a fact for the GEMM row.
 
@@ -46,6 +41,21 @@ def l2_partitions(compute_capability: str) -> float:
     (2.0, 1.0)
     """
     return _L2_PARTITIONS.get(compute_capability, 1.0)
+
+
+# Tensor cores that read shared memory themselves (wgmma, tcgen05) take whole rows of 128 bytes; the
+# kernels of those before come in loops of 64-byte steps too (CUTLASS, 16-bit tiles of k = 32).
+_WHOLE_STEPS_FROM = 9
+
+
+def least_step(compute_capability: str) -> float:
+    """Part of a 128-byte step along k in which loops of products are whole, for the GEMM row.
+
+    >>> least_step("8.0"), least_step("9.0"), least_step("")
+    (0.5, 1.0, 1.0)
+    """
+    major = compute_capability.partition(".")[0]
+    return 0.5 if major and int(major) < _WHOLE_STEPS_FROM else 1.0
 
 
 # FLOP per clock of one core, 16 bits, dense: an SM of Hopper; and from where on cores are unlike

@@ -14,6 +14,7 @@ from rtsim_kernels import attention, collective, gemm, memory_bound, mla, moe, s
 from rtsim.device_facts import (
     attention_peak_flops_per_s,
     l2_partitions,
+    least_step,
     link_facts_of,
     record,
     sustained_flops_per_s,
@@ -59,6 +60,7 @@ def gemm_row(
         quantize_bytes=operands.quantize_bytes,
         activation_copies=activation_copies,
         l2_partitions=l2_partitions(gpu.compute_capability),
+        least_step=least_step(gpu.compute_capability),
         **profile.section("gemm", *variants, *gemm_variants(form, dtype)),
     )
 

@@ -26,6 +26,7 @@ def gemm_rows(draw: st.DrawFn) -> np.ndarray:
         "quantize_bytes": draw(st.sampled_from([0.0, 2.0])),
         "activation_copies": draw(st.sampled_from([1.0, 5.5])),
         "l2_partitions": draw(st.sampled_from([1.0, 2.0])),
+        "least_step": draw(st.sampled_from([0.5, 1.0])),
     }
     for c in gemm.GEMM_COEFFICIENTS:
         z = draw(st.floats(-2.0, 2.0))
@@ -141,8 +142,11 @@ def test_never_below_the_roofline(
     assert floor >= gemm.gemm_flops(*size) / gemm.short_flops_per_s(g, d)
 
 
-@given(st.floats(1.0, 1e4), st.floats(1.0, 2.0))
+edges = st.sampled_from([gemm.RESIDENCY_EDGE, gemm.PARTITION_EDGE])
+
+
+@given(st.floats(0.01, 1e4), st.floats(1.0, 2.0), edges)
 @settings(max_examples=300, deadline=None)
-def test_missing_bytes_grow_with_the_working_set(ratio: float, factor: float) -> None:
-    low, high = gemm.miss_frac(ratio), gemm.miss_frac(ratio * factor)
+def test_missing_bytes_grow_with_the_working_set(ratio: float, factor: float, edge: float) -> None:
+    low, high = gemm.miss_frac(ratio, edge), gemm.miss_frac(ratio * factor, edge)
     assert 0.0 <= low <= high + 1e-12 <= 1.0 + 1e-12
