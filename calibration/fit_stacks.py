@@ -50,7 +50,7 @@ from rtsim.fitting.kinds import Block, SectionFit
 from rtsim.kernel_records import attention_variants
 from rtsim.measurements import read_table
 from rtsim.operators import StackTraits
-from rtsim.profile import Profile, load_profile
+from rtsim.profile import RELEASE_MARK, Profile, load_profile
 from rtsim.profile_file import profile_toml, write_profile
 
 HERE = Path(__file__).parent
@@ -286,8 +286,8 @@ def measured() -> tuple[Measured, ...]:
         members = np.arange(len(table))
         if table.kind == "mla":  # whole blocks need a profile: `whole_blocks`
             members = members[~np.isin(table.columns["op"], mla.MODULES)]
-        for block in kinds.blocks_of(
-            kinds.SECTION_KINDS[table.kind], table.columns, members, load_gpu
+        for block in kinds.older_releases(
+            kinds.blocks_of(kinds.SECTION_KINDS[table.kind], table.columns, members, load_gpu)
         ):
             found.append(Measured(block, stack, f"kernels/{path.name}", source))
     return tuple(found)
@@ -346,8 +346,14 @@ def fitted(
     )
 
 
-def other_stacks(stack: str, gpu_name: str, section: str) -> list[Measured]:
-    """Blocks of a section on a GPU in other serving stacks, where its kernels are alike."""
+def related_blocks(stack: str, gpu_name: str, section: str) -> list[Measured]:
+    """Blocks that set the priors of a section on a GPU.
+
+    Of other serving stacks, where its kernels are alike; of the newest release for an older one.
+    """
+    newest, mark, _ = section.partition(RELEASE_MARK)
+    if mark:
+        return blocks([stack], [gpu_name])[newest]
     others = [name for name in SERVING if name != stack]
     return blocks(others, [gpu_name]).get(section, []) if section == PRODUCTS_16_BIT else []
 
@@ -359,7 +365,7 @@ def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
     draft = Draft(replace(blank, name=f"{stack}-{gpu_name}"))
     draft.profile = replace(draft.profile, coefficients={"host": HOST})
     for section, found in blocks([stack], [gpu_name]).items():
-        draft.add(found, alike=other_stacks(stack, gpu_name, section))
+        draft.add(found, alike=related_blocks(stack, gpu_name, section))
     for found in blocks(["nccl"], [gpu_name]).values():
         draft.add(found)
     draft.add(in_layers_blocks([gpu_name]))
@@ -442,6 +448,8 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
     own = blocks([REFERENCE, "nccl"], gpus)
     every = blocks([*SERVING, "nccl"], gpus)
     for section, found in every.items():
+        if RELEASE_MARK in section:
+            continue
         members = own.get(section, found)
         if section.startswith(LATENT_KINDS):
             members = [m for m in found if m.stack == LATENT_REFERENCE] or found

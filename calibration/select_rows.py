@@ -12,7 +12,8 @@ Rows are chosen by their sizes alone, before anything is fitted:
   the logarithms of m, n, k among aligned products of at least 5 us (the source has a resolution
   of 1 us).
 * kernels/<kind>_<gpu>_<stack>.csv: kernels of software stacks, at most 64 rows per section of a
-  profile (operator kind and number format), of the newest version of the stack that has it, by
+  profile (operator kind and number format), of the newest version of the stack that has it (of
+  quantised products, whose kernels change most, 16 of them of each older version instead), by
   the design of the kind's recipe (`fitting.kinds.choose`). All other rows are unseen.
 * serving/serving_<gpu>_<stack>.csv, serving/batches_<gpu>_<stack>.csv: 64 serving runs with prompts
   and decodes together, and 64 offline batches, at most half of what there is, by the design of
@@ -21,7 +22,6 @@ Rows are chosen by their sizes alone, before anything is fitted:
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -30,6 +30,7 @@ import numpy as np
 from rtsim.catalog import load_gpu
 from rtsim.fit import select_rows
 from rtsim.fitting import collective as collective_rows
+from rtsim.fitting import gemm as gemm_rows
 from rtsim.fitting import kernel_rows, kinds, mla, mla_module, serving_cases, serving_fit
 from rtsim.fitting.generation import choose_rows, configurations
 from rtsim.fitting.serving_rows import Deployments
@@ -53,23 +54,23 @@ STACKS = {
 # One method of timing per stack: LLMCompass times PyTorch from the host, NeuSight by events.
 LEFT_OUT_SOURCES = ("PrincetonUniversity/LLMCompass",)
 # Columns that neither a fit nor its provenance needs.
+UNSAID = ("timing", "residency", "role")  # columns that are written only where rows say something
 LEFT_OUT_COLUMNS = ("model", "tp", "op", "kernel")
 KEPT_LABELS = {
     "elementwise": LEFT_OUT_COLUMNS, "moe": ("tp", "kernel"), "mla": ("op",),
 }  # fmt: skip
+OLDER_ROWS = 16  # of them, of each older release of a quantised product
 LEAST_SHARE = 16  # rows of each family of kernels that shares a format
 
 
 def write_chosen(name: str, table: Table, rows: np.ndarray) -> None:
     """Write the chosen rows, in the order of the source, with all their columns."""
     chosen = {column: values[np.sort(rows)] for column, values in table.columns.items()}
+    for column in UNSAID:
+        if column in chosen and not any(chosen[column].tolist()):
+            del chosen[column]
     write_table(TABLES / name, chosen)
     print(f"{name}: {len(rows)} of {len(table)} rows")
-
-
-def version(text: str) -> tuple[int, ...]:
-    """For comparison: 1.3.0rc20 is newer than 1.3.0rc5."""
-    return tuple(int(digits) for digits in re.findall(r"[0-9]+", text))
 
 
 Key = tuple[str, str, str]  # GPU, stack, section
@@ -79,6 +80,8 @@ def place(block: kinds.Block) -> tuple[str, ...]:
     """What a version of a stack is the newest of: a format of expert layers, else a block."""
     if block.kind == "moe":
         return (block.gpu.name, block.stack, block.dtype)
+    if block.kind == "gemm":  # blocks of releases are apart
+        return (block.gpu.name, block.stack, block.dtype, block.section)
     return (block.gpu.name, block.stack, block.dtype, block.section, str(block.table_rows[0]))
 
 
@@ -138,19 +141,27 @@ def choose_kernels(folder: Path) -> None:
         versions = columns["stack_version"]
         newest: dict[tuple[str, ...], tuple[int, ...]] = {}
         for block in blocks:
-            of_block = max(version(v) for v in versions[block.table_rows])
+            of_block = max(kinds.version(v) for v in versions[block.table_rows])
             newest[place(block)] = max(newest.get(place(block), ()), of_block)
         sections: dict[Key, list[kinds.Block]] = {}
+        older: dict[Key, list[kinds.Block]] = {}
         for block in blocks:
-            new = [version(v) == newest[place(block)] for v in versions[block.table_rows]]
+            new = [kinds.version(v) == newest[place(block)] for v in versions[block.table_rows]]
             stack = STACKS[str(columns["stack"][block.table_rows[0]])]
+            key = (block.gpu.name, stack, block.section)
             if any(new):
-                key = (block.gpu.name, stack, block.section)
                 sections.setdefault(key, []).append(block.take(np.array(new)))
+            elif block.kind == "gemm" and block.dtype not in gemm_rows.HALF:
+                older.setdefault(key, []).append(block)
         files: dict[tuple[str, str], list[np.ndarray]] = {}
         counts = shared_counts(sections)
         for (gpu, stack, section), found in sections.items():
             count = counts[gpu, stack, section]
+            for block in older.get((gpu, stack, section), ()):
+                files.setdefault((gpu, stack), []).append(
+                    kinds.choose([block], OLDER_ROWS)[0].table_rows
+                )
+                count -= OLDER_ROWS
             rows = [b.table_rows for b in kinds.choose(found, count)] if count else []
             files.setdefault((gpu, stack), []).extend(rows)
         if kind == "mla":

@@ -38,7 +38,7 @@ from rtsim.errors import NotSupported  # noqa: E402
 from rtsim.fitting import kernel_rows, kinds, mla, network_rows  # noqa: E402
 from rtsim.fitting.generation import configurations, fit_stack  # noqa: E402
 from rtsim.measurements import Columns, read_table  # noqa: E402
-from rtsim.profile import Profile, load_profile, profile_names  # noqa: E402
+from rtsim.profile import RELEASE_MARK, Profile, load_profile, profile_names  # noqa: E402
 from rtsim.profile_choice import gpu_distance  # noqa: E402
 
 MARKDOWN = ROOT / "docs" / "accuracy-kernels.md"
@@ -164,13 +164,15 @@ def sections(kind: str, columns: Columns | None) -> list[Section]:
         return found.setdefault(key, Section(kind, *key, [], [], set()))
 
     for own in fitted_tables(kind):
-        for block in blocks(kind, own, np.arange(len(own["gpu"]))):
+        for block in kinds.older_releases(blocks(kind, own, np.arange(len(own["gpu"])))):
             section = place(block)
             section.fitted.append(block)
             section.versions.update(own["stack_version"][block.table_rows].tolist())
     if columns is not None:
         for block in blocks(kind, columns, np.flatnonzero(~is_fitted(kind, columns))):
-            place(block).unseen.append(block)
+            older = f"{block.section}{RELEASE_MARK}{block.release}"
+            known = (block.gpu.name, stack_of(block.stack), older) in found
+            place(replace(block, section=older) if known else block).unseen.append(block)
     return [s for _, s in sorted(found.items()) if s.fitted]
 
 

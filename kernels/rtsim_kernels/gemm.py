@@ -75,7 +75,7 @@ that of 12,288, and those of 16 < m <= 64 20 % slower than its others; on A100 k
 long as k = 256. Single shapes move by tens of per cent. Corrected by the median residual of the
 six nearest of 2,000 rows, 16-bit predictions would still be 4-6 % off on A100, H100 and B200
 (SGLang there: 9 %) and 10 % on L40S. Which rows are fitted matters little (twelve choices of 64 by
-four designs: 7.9-8.2 % in the mean over GPUs), 600 of them gain 0.4 points, other tile lists nothing.
+four designs: 7.9-8.2 % over all), 600 of them gain 0.4 points, other tile lists nothing.
 
 Sources: tiles, waves and split-K as in CUTLASS; constants and priors from measured bf16 GEMMs on
 A100, H100, B200, L40S and A40. Known error: docs/accuracy.

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -40,6 +40,8 @@ Array = NDArray[np.float64]
 
 # Coefficient sections of a profile and the kernel module's declaration of each. Sections with
 # a "." after the name are per number format or per implementation.
+# "gemm.fp8@0.19.0": what a section was in a release whose kernels are not those of the newest one.
+RELEASE_MARK = "@"
 DECLARED: dict[str, tuple[tables.Coefficient, ...]] = {
     "host": step.HOST_COEFFICIENTS,
     "serving": mixed.ENGINE_COEFFICIENTS,
@@ -135,8 +137,37 @@ class Profile:
     def section_name(self, kind: str, *variants: str) -> str:
         """The section that `section` reads; "" where only priors are there."""
         names = [f"{kind}.{variant}" for variant in variants] + [kind]
-        names += [name for name in self.coefficients if name.startswith(f"{kind}.")]
+        names += [
+            name
+            for name in self.coefficients
+            if name.startswith(f"{kind}.") and RELEASE_MARK not in name
+        ]
         return next((name for name in names if name in self.coefficients), "")
+
+    def kernel_releases(self) -> dict[str, tuple[str, ...]]:
+        """Older releases of the stack with kernels of their own -> the sections they have."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self.coefficients:
+            section, mark, release = name.partition(RELEASE_MARK)
+            if mark:
+                found[release] = (*found.get(release, ()), section)
+        return found
+
+    def of_release(self, release: str) -> Profile:
+        """This profile with the kernels of an older release, where it has any.
+
+        Raises UnknownName.
+        """
+        known = self.kernel_releases()
+        if release not in known:
+            raise UnknownName(f"release of {self.stack} in profile {self.name}", release, known)
+        own = {s: f"{s}{RELEASE_MARK}{release}" for s in known[release]}
+        sigmas = {s: self.section_sigma[n] for s, n in own.items() if n in self.section_sigma}
+        return replace(
+            self,
+            coefficients={**self.coefficients, **{s: self.coefficients[n] for s, n in own.items()}},
+            section_sigma={**self.section_sigma, **sigmas},
+        )
 
     def shape_distance(self, shape: tuple[float, ...]) -> float:
         """Distance in log size to the nearest fitted whole-model shape; infinite without one."""

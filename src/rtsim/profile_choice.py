@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from rtsim.errors import DataError, NotSupported, UnknownName
-from rtsim.profile import Profile, load_profile, packaged_files
+from rtsim.profile import RELEASE_MARK, Profile, load_profile, packaged_files
 from rtsim.specs.gpu import GpuSpec
 
 # Stacks that serve requests: a profile of one stands for another where there is nothing nearer.
@@ -88,10 +88,24 @@ def choose_profile(gpu: GpuSpec, stack: str | None = None) -> tuple[Profile, lis
     architecture together; on one of them; on all GPUs together; on the GPU most like it. With no
     stack named, `DEFAULT_STACKS` compete, whole generations before kernels alone. A family's
     profile is of the first serving stack and stands for the others where these have nothing of
-    the architecture. Raises UnknownName for a stack without any profile.
+    the architecture. "vllm@0.19.0" is the stack with the kernels of that release, where they were
+    measured apart. Raises UnknownName for a stack without any profile, or such a release.
     """
-    name, notes = _choice(gpu, stack)
-    return load_profile(name), list(notes)
+    stack, mark, release = (stack or "").partition(RELEASE_MARK)
+    name, notes = _choice(gpu, stack or None)
+    if not mark:
+        return load_profile(name), list(notes)
+    profile = _of_release(name, release)
+    sections = ", ".join(profile.kernel_releases()[release])
+    note = (
+        f"kernels of {profile.stack} {release} for {sections}, all others as in its newest release"
+    )
+    return profile, [*notes, note]
+
+
+@lru_cache(maxsize=64)
+def _of_release(name: str, release: str) -> Profile:
+    return load_profile(name).of_release(release)
 
 
 def mixed_stacks(gpus: Iterable[GpuSpec]) -> list[str]:

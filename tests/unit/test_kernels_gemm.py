@@ -427,6 +427,13 @@ def test_residency_follows_the_method_of_the_stack() -> None:
     assert machine("bf16", "sglang").facts["activation_copies"] == 6.0
 
 
+def test_tables_without_weights_in_the_l2_are_cold() -> None:
+    members = np.arange(2)
+    for dtype, copies in (("int8_wo", math.inf), ("fp8", 5.0)):
+        rows = recipe.rows_of(table(2, dtype=dtype, stack="trtllm"), members)
+        assert rows.weight_copies.tolist() == [copies, copies]
+
+
 def test_activations_are_quantised_before_the_clock_starts_in_some_tables() -> None:
     assert machine("int8_sq", "trtllm").facts["quantize_bytes"] == 0.0
     assert machine("int8_sq", "vllm").facts["quantize_bytes"] == 2.0

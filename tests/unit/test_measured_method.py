@@ -12,7 +12,7 @@ import pytest
 from rtsim.calibrate import calibrate
 from rtsim.catalog import load_gpu
 from rtsim.errors import SpecError
-from rtsim.fitting import attention, gemm, generation, kernel_rows, kinds, memory_bound
+from rtsim.fitting import attention, gemm, generation, kernel_rows, kinds, memory_bound, resolve
 from rtsim.fitting.generation_rows import predict_rows, with_traits
 from rtsim.profile import load_profile
 from rtsim.table_text import write_table
@@ -219,3 +219,32 @@ def test_launch_rows_say_where_the_host_track_starts(tmp_path: Path) -> None:
     assert next(c.prior for c in host.coefficients if c.name == "launch_s") == pytest.approx(4e-6)
     launch = next(f for f in result.files if f.kind == "launch")
     assert (launch.used, launch.skipped) == (2, {"another GPU or stack": 1})
+
+
+# Releases ----------------------------------------------------------------------------------------
+
+
+def test_older_releases_of_products_are_sections_of_their_own() -> None:
+    versions = ["1.3.0rc20", "1.3.0rc5", "1.3.0rc20"]
+    blocks = kinds.blocks_of(
+        "gemm", {**products(), "stack_version": np.array(versions)}, ALL, load_gpu
+    )
+    found = {b.section: b.table_rows.tolist() for b in kinds.older_releases(blocks)}
+    assert found == {"gemm.bf16": [0, 2], "gemm.bf16@1.3.0rc5": [1]}
+
+
+def test_rows_of_a_release_are_predicted_by_its_section() -> None:
+    row = {"dtype": "fp8", "stack_version": "0.19.0"}
+    assert resolve.released_variants("gemm", row)[0] == "fp8@0.19.0"
+    profile = load_profile("vllm-h100-sxm5-80gb")
+    release, (section, *_) = next(iter(profile.kernel_releases().items()))
+    dtype = section.partition(".")[2]
+    sizes = {"stack": "vllm", "dtype": dtype, "m": 4096}
+    newest, older, unknown = (
+        kernel_rows.predict_gemm(
+            {**products(stack_version=version), **columns(3, **sizes)}, profile.name
+        )["time"].predicted_s[0]
+        for version in ("", release, "99.0")
+    )
+    assert older != newest
+    assert unknown == newest

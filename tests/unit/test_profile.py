@@ -391,3 +391,52 @@ def test_groups_that_a_file_lacks_have_a_stated_deviation(tmp_path: Path) -> Non
 def profile_text(name: str) -> str:
     """The text of a packaged profile."""
     return next(f for f in packaged_files() if f.name == f"{name}.toml").read_text()
+
+
+# Releases ----------------------------------------------------------------------------------------
+
+
+def with_older_kernels() -> Profile:
+    profile = load_profile("vllm-h100-sxm5-80gb")
+    older = {**profile.coefficients["gemm.fp8"], "launch_clocks": 9000.0}
+    return replace(
+        profile,
+        coefficients={
+            name: values for name, values in profile.coefficients.items() if "@" not in name
+        }
+        | {"gemm.fp8@0.19.0": older},
+        section_sigma={**profile.section_sigma, "gemm.fp8@0.19.0": 0.5},
+    )
+
+
+def test_a_release_brings_its_own_kernels_and_leaves_all_others() -> None:
+    profile = with_older_kernels()
+    assert profile.kernel_releases() == {"0.19.0": ("gemm.fp8",)}
+    older = profile.of_release("0.19.0")
+    assert older.section("gemm", "fp8")["launch_clocks"] == 9000.0
+    assert older.section_sigma["gemm.fp8"] == 0.5
+    assert profile.section("gemm", "fp8")["launch_clocks"] != 9000.0
+    assert older.section("gemm", "bf16") == profile.section("gemm", "bf16")
+
+
+def test_a_release_never_stands_for_a_format_that_was_not_fitted() -> None:
+    profile = with_older_kernels()
+    only = replace(
+        profile,
+        coefficients={n: v for n, v in profile.coefficients.items() if "@" in n or n == "host"},
+    )
+    assert only.section_name("gemm", "fp8") == ""
+
+
+def test_a_release_that_was_not_measured_apart_is_refused_with_those_that_were() -> None:
+    with pytest.raises(UnknownName, match=r"unknown release of vllm .* '0\.19'; .*0\.19\.0"):
+        with_older_kernels().of_release("0.19")
+
+
+def test_a_stack_is_named_with_its_release() -> None:
+    h100 = load_gpu("h100")
+    newest, _ = choose_profile(h100, "vllm")
+    release = next(iter(newest.kernel_releases()))
+    older, notes = choose_profile(h100, f"vllm@{release}")
+    assert older.coefficients != newest.coefficients
+    assert any(f"kernels of vllm {release}" in note for note in notes)

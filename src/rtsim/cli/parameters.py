@@ -65,7 +65,11 @@ _SYSTEM = (
     click.option(
         "--micro-batches", type=count, metavar="N", help="Parts of a batch in the pipeline."
     ),
-    click.option("--stack", metavar="NAME", help="Software stack, such as vllm or megatron-lm."),
+    click.option(
+        "--stack",
+        metavar="NAME",
+        help="Software stack, such as vllm or megatron-lm, or a release: vllm@0.19.0.",
+    ),
     click.option(
         "--dtype",
         metavar="D",

@@ -43,6 +43,7 @@ ROUNDING_S = 0.3e-6
 # The cost has valleys where single rows pass in and out of the L2, and two for how a library picks
 # its kernels: by a heuristic (16-bit products), or by trying them.
 L2_STARTS = ({"l2_use": 0.3}, {"l2_use": 0.6}, {"l2_use": 1.0})
+WHOLE_L2_SPREAD = 0.15  # of l2_use where all SMs share one L2, which keeps what fits
 HEURISTIC_START = {"largest_waves": 1.0}
 HALF = ("bf16", "fp16")
 WIDE_STEP = 0.2  # of a first derivative, in prior deviations
@@ -64,6 +65,8 @@ METHODS = {
     "pytorch": (1.0, 1.0),  # one call repeated
 }
 IN_A_MODEL = (math.inf, 1.0)
+# (stack, dtype) whose tables show no weights in the L2: 8 MiB run at the rate of 100 on L40S.
+COLD = (("trtllm", "int8_sq"), ("trtllm", "int8_wo"), ("trtllm", "int4_wo"))
 
 # (stack, dtype) whose tables time the product alone, activations quantised beforehand: products of
 # few columns take half as long as reading 16-bit activations from DRAM would (8192 x 128 x 7168 on
@@ -98,6 +101,11 @@ class Machine:
     facts: dict[str, float]
 
 
+def method_of(stack: str, dtype: str) -> tuple[float, float]:
+    """Weight and activation copies that a stack's table of a format cycles through."""
+    return IN_A_MODEL if (stack, dtype) in COLD else METHODS.get(stack, IN_A_MODEL)
+
+
 def machine_of(gpu: GpuSpec, device: Any, stack: str, dtype: str) -> Machine | None:
     """Facts of one GPU, stack and dtype; None where the GPU has no such math or dtype."""
     form = operand_format(dtype)
@@ -110,7 +118,7 @@ def machine_of(gpu: GpuSpec, device: Any, stack: str, dtype: str) -> Machine | N
         "b_bytes": form.b_bytes,
         "out_bytes": form.out_bytes,
         "quantize_bytes": 0.0 if (stack, dtype) in QUANTISED_BEFORE else form.quantize_bytes,
-        "activation_copies": METHODS.get(stack, IN_A_MODEL)[1],
+        "activation_copies": method_of(stack, dtype)[1],
         "l2_partitions": l2_partitions(gpu.compute_capability),
         "least_step": least_step(gpu.compute_capability),
     }
@@ -143,7 +151,7 @@ def usable(columns: Columns) -> NDArray[np.str_]:
 
 def rows_of(columns: Columns, members: NDArray[np.intp]) -> Rows:
     """Kernel inputs of the table rows `members`, which are usable and share a GPU and dtype."""
-    stacks = columns["stack"][members].tolist()
+    names = zip(columns["stack"][members].tolist(), columns["dtype"][members].tolist(), strict=True)
     m, n, k, batch = (columns[name][members].astype(float) for name in ("m", "n", "k", "batch"))
     return Rows(
         table_rows=members,
@@ -154,7 +162,7 @@ def rows_of(columns: Columns, members: NDArray[np.intp]) -> Rows:
         weight_copies=by_residency(
             columns,
             members,
-            np.array([METHODS.get(s, IN_A_MODEL)[0] for s in stacks], float),
+            np.array([method_of(stack, dtype)[0] for stack, dtype in names], float),
             cold=math.inf,
             warm=1.0,
         ),
@@ -264,6 +272,13 @@ def fit_rows(
     """
     measured_s = np.concatenate([rows.measured_s for rows, _ in groups])
     coefficients = coefficients_for(stack, dtype, launched)
+    if all(machine.facts["l2_partitions"] == 1.0 for _, machine in groups):
+        coefficients = tuple(
+            c._replace(prior=1.0, spread=min(c.spread, WHOLE_L2_SPREAD))
+            if c.name == "l2_use"
+            else c
+            for c in coefficients
+        )
     if base:
         coefficients = tuple(
             c._replace(

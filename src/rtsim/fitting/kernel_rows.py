@@ -86,8 +86,11 @@ def predict_gemm(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
 
     def seconds(group: Group) -> Array:
         rows = gemm.rows_of(columns, group.members)
-        _, copies = gemm.METHODS.get(group.key["stack"], gemm.IN_A_MODEL)
-        row = gemm_row(group.profile, group.gpu, group.key["dtype"], activation_copies=copies)
+        _, copies = gemm.method_of(group.key["stack"], group.key["dtype"])
+        row = gemm_row(
+            group.profile, group.gpu, group.key["dtype"], activation_copies=copies,
+            variants=resolve.released_variants("gemm", group.key)[:1],
+        )  # fmt: skip
         if (group.key["stack"], group.key["dtype"]) in gemm.QUANTISED_BEFORE:
             row["quantize_bytes"] = 0.0
         row["launch_clocks"] = issued_ahead(
@@ -101,7 +104,7 @@ def predict_gemm(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
             )[0]
         )
 
-    by = ("gpu", "stack", "dtype", "timing")
+    by = ("gpu", "stack", "stack_version", "dtype", "timing")
     sizes = Sizes(columns["m"], GEMM_ROWS_LIMITS)
     reasons = gemm.usable(columns)
     reasons[reasons == gemm.MISALIGNED] = ""

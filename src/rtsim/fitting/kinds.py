@@ -8,6 +8,7 @@ accuracy report treat all kinds alike. A block is the rows of one section of a p
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,7 @@ from rtsim.fitting.measured_rows import joined
 from rtsim.fitting.method import launched, stated
 from rtsim.fitting.resolve import memory_bound_machine, section_of
 from rtsim.measurements import Columns
+from rtsim.profile import RELEASE_MARK
 from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[np.float64]
@@ -38,7 +40,7 @@ SECTION_KINDS = {
 }
 # The columns that, beside the GPU, decide the section and machine of a row.
 _KEYS = {
-    "gemm": ("dtype",),
+    "gemm": ("dtype", "stack_version"),
     "attention_prefill": ("dtype", "kv_dtype"),
     "attention_decode": ("dtype", "kv_dtype"),
     "memory_bound": ("op",),
@@ -48,6 +50,7 @@ _KEYS = {
 }
 # How rows were timed: blocks of both are apart where tables say it.
 _METHOD_KEYS = ("timing", "residency")
+_OPTIONAL = (*_METHOD_KEYS, "stack_version")
 FOLDS = 4
 EAGER_STACKS = gemm.EAGER_STACKS
 _PAIR = 2.0  # GPUs of an NVLink bridge
@@ -65,6 +68,7 @@ class Block:
     rows: Any
     machine: Any
     launched: bool = False  # a launch from the host is in the times
+    release: str = ""  # of the stack, where blocks are told apart by it
 
     def take(self, chosen: NDArray[Any]) -> Block:
         """The same with only the `chosen` rows."""
@@ -128,8 +132,12 @@ def blocks_of(
     found: dict[tuple[str, ...], list[int]] = {}
     names = ("gpu", "stack", *keys, *_METHOD_KEYS)
     values = zip(
-        *(columns[name][members].tolist() for name in names[: -len(_METHOD_KEYS)]),
-        *(stated(columns, name, members).tolist() for name in _METHOD_KEYS),
+        *(
+            (
+                stated(columns, name, members) if name in _OPTIONAL else columns[name][members]
+            ).tolist()
+            for name in names
+        ),
         strict=True,
     )
     for i, key in zip(members.tolist(), values, strict=True):
@@ -140,6 +148,8 @@ def blocks_of(
         further = [row.get(name, "") for name in ("topology", "dtype", "kv_dtype", "timing")]
         if kind == "moe":  # there residency is a fact of the machine, elsewhere of each row
             further.append(row["residency"])
+        if kind == "gemm":  # libraries choose other kernels from release to release
+            further.append(row["stack_version"])
         place = (section_of(kind, row), gpu_of(row["gpu"]).name, row["stack"], *further)
         merged.setdefault(place, (row, []))[1].extend(rows)
     blocks = []
@@ -184,7 +194,34 @@ def _block(
     else:
         made = attention.rows_of(columns, rows, kind, lambda _: gpu)
     eager = launched(row["timing"], stack in EAGER_STACKS)
-    return Block(kind, section, gpu, stack, row.get("dtype", ""), made, machine, eager)
+    form, release = row.get("dtype", ""), row.get("stack_version", "")
+    return Block(kind, section, gpu, stack, form, made, machine, eager, release)
+
+
+def version(text: str) -> tuple[int, ...]:
+    """For comparison: 1.3.0rc20 is newer than 1.3.0rc5.
+
+    >>> version("1.3.0rc20") > version("1.3.0rc5")
+    True
+    """
+    return tuple(int(digits) for digits in re.findall(r"[0-9]+", text))
+
+
+def older_releases(blocks: Sequence[Block]) -> list[Block]:
+    """`blocks` of one GPU and stack; those of all but the newest release in sections of their own.
+
+    "gemm.fp8" of an older release becomes "gemm.fp8@0.19.0".
+    """
+    newest: dict[str, str] = {}
+    for block in blocks:
+        known = newest.setdefault(block.section, block.release)
+        newest[block.section] = max(known, block.release, key=version)
+    return [
+        block
+        if block.release == newest[block.section]
+        else replace(block, section=f"{block.section}{RELEASE_MARK}{block.release}")
+        for block in blocks
+    ]
 
 
 def choose(blocks: Sequence[Block], count: int) -> list[Block]:

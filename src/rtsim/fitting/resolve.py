@@ -20,7 +20,7 @@ from rtsim.kernel_records import (
     gemm_variants,
     moe_variants,
 )
-from rtsim.profile import Profile
+from rtsim.profile import RELEASE_MARK, Profile
 from rtsim.specs.gpu import GpuSpec
 
 # Group of `profile.GROUPS` whose scatter stands for a kind without one of its own.
@@ -56,6 +56,17 @@ def variants_of(kind: str, row: Mapping[str, str]) -> tuple[str, ...]:
     if kind == "collective":
         return collective_variants(row["implementation"] not in collective.LIBRARY_IMPLEMENTATIONS)
     return ("quantize", "general") if "quantize" in row["op"] else ("general",)
+
+
+def released_variants(kind: str, row: Mapping[str, str]) -> tuple[str, ...]:
+    """`variants_of`, before them the one of the row's release (its stack_version).
+
+    >>> released_variants("gemm", {"dtype": "fp8", "stack_version": "0.19.0"})[:2]
+    ('fp8@0.19.0', 'fp8')
+    """
+    variants = variants_of(kind, row)
+    release = row.get("stack_version", "")
+    return (f"{variants[0]}{RELEASE_MARK}{release}", *variants) if release else variants
 
 
 def section_of(kind: str, row: Mapping[str, str]) -> str:
@@ -98,7 +109,7 @@ def sigma(profile: Profile, gpu: GpuSpec, kind: str, row: Mapping[str, str]) -> 
     That of the section where it was measured, else of the group of operators; with the further
     deviation of a transfer where the profile is not of this GPU.
     """
-    section = profile.section_name(kind, *variants_of(kind, row))
+    section = profile.section_name(kind, *released_variants(kind, row))
     group = _GROUP_OF[kind]
     own = profile.section_sigma.get(section, profile.sigma_seen[group])
     if gpu.name == profile.gpu:
