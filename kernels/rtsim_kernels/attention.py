@@ -100,7 +100,6 @@ STRADDLE_KEYS = 64.0  # keys beyond a window that its blocks hold
 MAX_SPLITS = 32.0
 SPLIT_FILL = 1.6  # CTAs per SM up to which contexts are split
 INTAKE_CLOCK = 10.0  # bytes per clock that an SM takes from L2 beyond its share of HBM
-FIXED_CLOCK = 32.0  # the same for the rate at which a CTA's fixed part passes
 UNFILLED_DECODE = 0.85  # part of an unfilled round of decode CTAs that is lost
 NARROW_EXPONENT, WIDE_EXPONENT = 0.25, 0.5  # a CTA's fixed part over head size, from 128 on
 ROW_PAD = 16.0  # rows of the smallest tensor-core tile
@@ -149,10 +148,10 @@ ATTENTION_PREFILL_COEFFICIENTS = (
 ATTENTION_DECODE_COEFFICIENTS = (
     Coefficient("launch_clocks", 13000.0, 0.35, 1000.0, 2e5, "clocks",
                 "start and end of the kernels"),
-    Coefficient("cta_bytes", 1.9e5, 0.55, 5e3, 4e6, "bytes",
-                "fixed cost of a thread block at head size 128, as bytes moved meanwhile"),
+    Coefficient("cta_clocks", 4200.0, 0.55, 100.0, 1e5, "clocks",
+                "fixed cost of a thread block at head size 128: its pipeline fills and drains"),
     Coefficient("row_clocks", 60.0, 0.7, 1.0, 4000.0, "clocks", "query and output row of a head"),
-    Coefficient("group_bytes", 1.5e4, 1.4, 100.0, 2e6, "bytes",
+    Coefficient("group_clocks", 330.0, 1.4, 2.0, 5e4, "clocks",
                 "further fixed cost where heads share keys"),
     Coefficient("intake_frac", 1.0, 0.4, 0.1, 4.0, "1",
                 "keys and values that an SM takes in, over its share of HBM plus INTAKE_CLOCK"),
@@ -468,13 +467,12 @@ def attention_decode_s(
     hbm_s = moved * cold_frac / (attention.hbm_frac * device.hbm_bytes_per_s)
     share_bytes_per_s = device.hbm_bytes_per_s / device.sm_count
     size = 0.5 * width / HEAD_USUAL
-    fixed_bytes = attention.cta_bytes * (
+    fixed_clocks = attention.cta_clocks * (
         size**WIDE_EXPONENT if size >= 1.0 else size**NARROW_EXPONENT
     )
     if rows > 1.0:
-        fixed_bytes += attention.group_bytes
-    fixed_s = fixed_bytes / (share_bytes_per_s + FIXED_CLOCK * device.clock_hz)
-    fixed_s += attention.row_clocks * rows / device.clock_hz
+        fixed_clocks += attention.group_clocks
+    fixed_s = (fixed_clocks + attention.row_clocks * rows) / device.clock_hz
     intake_bytes_per_s = min(
         L2_BYTES_PER_CLOCK * device.clock_hz,
         attention.intake_frac * (share_bytes_per_s + INTAKE_CLOCK * device.clock_hz),
