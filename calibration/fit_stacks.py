@@ -52,6 +52,7 @@ from rtsim.calibrate import (
 )
 from rtsim.catalog import load_gpu
 from rtsim.fitting import kernel_rows, kinds, mla, mla_module, serving_fit
+from rtsim.fitting.attention_kernels import made_for_latent
 from rtsim.fitting.kinds import Block, SectionFit
 from rtsim.machine import attention_variants
 from rtsim.measurements import read_table
@@ -451,7 +452,7 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
         members = own.get(section, found)
         if section.startswith(LATENT_KINDS):
             members = [m for m in found if m.stack == LATENT_REFERENCE] or found
-            older = [m for m in members if not mla.has_own_kernels(m.block.gpu)]
+            older = [m for m in members if not made_for_latent(m.block.gpu)]
             if architecture == "generic" and older:
                 members = older  # newer GPUs have families of their own
         if section == PRODUCTS_16_BIT:  # 16-bit products run alike in all stacks, and in layers
@@ -477,14 +478,9 @@ def transfer_sigmas() -> Mapping[str, float]:
             gpus = {m.block.gpu.name for m in found}
             for gpu in sorted(gpus) if len(gpus) > 2 else ():
                 rest = [m.block for m in found if m.block.gpu.name != gpu]
-                if section.startswith(LATENT_KINDS):  # of one generation of kernels
-                    own = mla.has_own_kernels(load_gpu(gpu))
-                    rest = [block for block in rest if mla.has_own_kernels(block.gpu) == own]
-                if not rest:
-                    continue
                 elsewhere = {*SERVED, *IN_LAYERS} - {gpu}
                 every = [m.block for m in blocks((*SERVING, "sarathi-serve"), elsewhere)[section]]
-                fit = kinds.fit_family(rest, every)
+                fit = kinds.fit_family(rest, every, stack, load_gpu(gpu))
                 left = [m for m in found if m.block.gpu.name == gpu]
                 error = np.concatenate(
                     [np.log(m.block.measured_s / kinds.predict(m.block, fit)) for m in left]

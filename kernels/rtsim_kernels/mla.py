@@ -75,6 +75,9 @@ FILL_KEYS = 50.0  # keys' worth of pipeline fill per query tile
 PREFILL_HBM_FRAC = 0.83
 PREFILL_NORM = 4.0
 LONG_KERNEL_S = 1e-3
+CONVERT_S = 5.5e-6  # starts and ends of the kernels that widen a cache
+CONVERT_CLOCK = 4.0  # bytes per clock that an SM reads and writes in them
+WIDE_RATE = 0.5  # rate of 16-bit products over that of 8-bit ones
 SWITCH = 0.75  # coefficients that stand for yes (1) or no (0.5)
 FIXED = 1e-4  # spread of discrete facts: chosen among a few values by the fit recipe
 
@@ -84,6 +87,8 @@ MLA_PREFILL_COEFFICIENTS = (
     Coefficient("tile_rows", 128.0, FIXED, 16.0, 512.0, "rows", "height of a query tile"),
     Coefficient("absorbed", 0.5, FIXED, 0.1, 2.0, "yes/no",
                 "1: all heads read the latent cache; 0.5: each head has keys and values"),
+    Coefficient("converted", 0.5, FIXED, 0.1, 2.0, "yes/no",
+                "1: a cache in fewer bits is widened as a whole before it is read"),
     Coefficient("tensor_frac", 0.72, 0.25, 0.05, 1.0, "1", "share of tensor peak inside a tile"),
     Coefficient("softmax_clocks", 0.05, 0.5, 0.001, 2.0, "clocks",
                 "exponential and scaling of one score on an SM, where products do not hide it"),
@@ -104,6 +109,8 @@ MLA_DECODE_COEFFICIENTS = (
     Coefficient("tile_rows", 64.0, FIXED, 8.0, 256.0, "rows", "heads that a thread block takes"),
     Coefficient("least_splits", 1.0, FIXED, 0.5, 64.0, "parts", "parts every context is cut into"),
     Coefficient("most_splits", 64.0, FIXED, 0.5, 128.0, "parts", "parts at most"),
+    Coefficient("converted", 0.5, FIXED, 0.1, 2.0, "yes/no",
+                "1: a cache in fewer bits is widened as a whole before it is read"),
     Coefficient("intake_bytes", 20.0, 0.6, 0.2, 64.0, "bytes per clock",
                 "keys that an SM takes in"),
     Coefficient("tensor_frac", 0.7, 0.3, 0.05, 1.0, "1", "share of tensor peak reached"),
@@ -152,6 +159,19 @@ def _rounds(parts: float, sm_count: float) -> float:
 
 
 @jit
+def _conversion(tokens: float, width: float, mla: Any, device: Any) -> tuple[float, float, float]:
+    """(seconds to widen the cache of `tokens`, bytes of an element then read, peak then)."""
+    narrow, wide = mla.kv_element_bytes, mla.query_element_bytes
+    if mla.converted < SWITCH or narrow >= wide:
+        return 0.0, narrow, mla.peak_flops_per_s
+    moved = tokens * width * (narrow + wide)
+    bytes_per_s = min(
+        CONVERT_CLOCK * device.clock_hz * device.sm_count, PREFILL_HBM_FRAC * device.hbm_bytes_per_s
+    )
+    return CONVERT_S + moved / bytes_per_s, wide, WIDE_RATE * mla.peak_flops_per_s
+
+
+@jit
 def mla_decode_work(
     n_sequences: float, context: float, n_heads: float, latent: float, rope: float, mla: Any
 ) -> tuple[float, float]:
@@ -185,13 +205,16 @@ def mla_decode_s(
     flops, moved = mla_decode_work(n_sequences, context, n_heads, latent, rope, mla)
     l2_bytes = mla.l2_fit_frac * device.l2_bytes
     cold_bytes = moved * _cold_frac(moved, warm_frac, l2_bytes)
-    hbm_s = cold_bytes / (mla.hbm_frac * device.hbm_bytes_per_s)
-
     width = latent + rope
+    convert_s, kv_bytes, peak = _conversion(n_sequences * context, width, mla, device)
+    read = moved + n_sequences * context * width * (kv_bytes - mla.kv_element_bytes)
+    hbm_s = read * _cold_frac(read, warm_frac, l2_bytes)
+    hbm_s /= mla.hbm_frac * device.hbm_bytes_per_s
+
     rows = min(n_heads, mla.tile_rows)
     intake_bytes_per_s = mla.intake_bytes * device.clock_hz
-    key_load_s = width * mla.kv_element_bytes / intake_bytes_per_s
-    products_per_s = mla.tensor_frac * mla.peak_flops_per_s / device.sm_count
+    key_load_s = width * kv_bytes / intake_bytes_per_s
+    products_per_s = mla.tensor_frac * peak / device.sm_count
     padded = math.ceil(rows / ROW_PAD) * ROW_PAD
     key_product_s = 2.0 * padded * (width + latent) / products_per_s
     key_s = max(key_load_s, key_product_s)
@@ -223,7 +246,7 @@ def mla_decode_s(
         splits = min(2.0 * splits, limit)
 
     bound_s = max(flops / mla.peak_flops_per_s, cold_bytes / device.hbm_bytes_per_s)
-    total_s = max(mla.launch_s + best_s, bound_s)
+    total_s = max(mla.launch_s + convert_s + best_s, bound_s)
     bound = BOUND_MEMORY
     if mla.launch_s + fixed_s >= 0.5 * total_s:
         bound = BOUND_LATENCY
@@ -295,7 +318,8 @@ def mla_prefill_s(
         span = rows
     visible = context - 0.5 * (new_tokens - 1.0)
     mean_keys = min(context, visible + 0.5 * min(span, new_tokens))  # masked ones at the diagonal
-    products_per_s = mla.tensor_frac * mla.peak_flops_per_s / device.sm_count
+    convert_s, _, peak = _conversion(n_sequences * context, latent + rope, mla, device)
+    products_per_s = mla.tensor_frac * peak / device.sm_count
     pair_s = 2.0 * (d_qk + d_v) / products_per_s + mla.softmax_clocks / device.clock_hz
     fixed_s = mla.tile_clocks / device.clock_hz
     mean_s = fixed_s + rows * pair_s * (mean_keys + FILL_KEYS)
@@ -309,7 +333,7 @@ def mla_prefill_s(
     memory_s = hbm_s / PREFILL_HBM_FRAC
     memory_s += moved * (1.0 - cold) * L2_SPEED / device.hbm_bytes_per_s
     helpers_s = mla.passes * memory_s
-    total_s = mla.launch_s + _blend(work_s, memory_s, PREFILL_NORM) + helpers_s
+    total_s = mla.launch_s + convert_s + _blend(work_s, memory_s, PREFILL_NORM) + helpers_s
     total_s = max(total_s, flops / mla.peak_flops_per_s, hbm_s)
     bound = BOUND_MEMORY
     if work_s > memory_s + helpers_s:
