@@ -8,12 +8,12 @@ what the tables give.
 
 * vllm, trtllm, sglang on A100, H100, L40S, B200: every section from its own rows, at most 64 per
   operator kind and number format (16-bit products with a joint fit of the other two stacks as
-  prior); the communication library from nccl-tests on the same GPU;
-  norms, activations and the like from kernels timed inside layers (of these stacks only the
-  quantisation of activations was measured). A kind that was not measured in a stack takes the
-  coefficients of another stack on that GPU. Expert layers have a section for each family of
-  kernels that a stack switches between. Latent attention of vllm was measured in whole blocks only:
-  what its other kernels take is predicted.
+  prior, int4 experts of vllm and sglang, which both run Marlin, with that of each other); the
+  communication library from nccl-tests on the same GPU; norms, activations and the like from
+  kernels timed inside layers (of these stacks only the quantisation of activations was measured).
+  A kind that was not measured in a stack takes the coefficients of another stack on that GPU.
+  Expert layers have a section for each family of kernels that a stack switches between. Latent
+  attention of vllm was measured in whole blocks only: what its other kernels take is predicted.
 * sarathi-serve (PyTorch kernels timed inside layers, NCCL called from PyTorch) on A100, A40, H100.
 * pytorch (single eager calls between two events, fp32) on P100, V100, T4, A100.
 * family-<architecture>: one set for the GPUs of an architecture, and `family-generic` for all
@@ -121,6 +121,9 @@ TRANSFER = {
 # quantised products gain nothing from one another.
 PRODUCTS_16_BIT = "gemm.bf16"
 ALIKE_SPREAD = 0.5
+# Both run Marlin for int4 experts: 3 % apart on H100.
+MARLIN_STACKS = ("vllm", "sglang")
+MARLIN_EXPERTS = "moe.int4_wo_marlin"
 
 GROUPS_OF_KIND = {
     "gemm": ("gemm", "scores", "values"),
@@ -355,8 +358,9 @@ def fitted(
 
 def other_stacks(stack: str, gpu_name: str, section: str) -> list[Measured]:
     """Blocks of a section on a GPU in other serving stacks, where its kernels are alike."""
-    others = [name for name in SERVING if name != stack]
-    return blocks(others, [gpu_name]).get(section, []) if section == PRODUCTS_16_BIT else []
+    sharing = {PRODUCTS_16_BIT: SERVING, MARLIN_EXPERTS: MARLIN_STACKS}.get(section, ())
+    others = [name for name in sharing if name != stack and stack in sharing]
+    return blocks(others, [gpu_name]).get(section, [])
 
 
 def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
@@ -367,6 +371,9 @@ def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
     draft.profile = replace(draft.profile, coefficients={"host": HOST})
     for section, found in blocks([stack], [gpu_name]).items():
         draft.add(found, alike=other_stacks(stack, gpu_name, section))
+    elsewhere = other_stacks(stack, gpu_name, MARLIN_EXPERTS)
+    if elsewhere and MARLIN_EXPERTS not in draft.profile.coefficients:
+        draft.add(elsewhere)
     for found in blocks(["nccl"], [gpu_name]).values():
         draft.add(found)
     draft.add(in_layers_blocks([gpu_name]))
@@ -457,6 +464,8 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
                 members = older  # newer GPUs have families of their own
         if section == PRODUCTS_16_BIT:  # 16-bit products run alike in all stacks, and in layers
             members = found + blocks(["sarathi-serve"], gpus, "gemm").get("gemm.fp16", [])
+        if section == MARLIN_EXPERTS:
+            members = found
         draft.add(members, every=found)
     draft.add(in_layers_blocks(IN_LAYERS if architecture == "generic" else gpus))
     stand_in = RUNS_OF.get(gpus[0], RUNS_ELSE)

@@ -56,6 +56,7 @@ LEFT_OUT_COLUMNS = ("model", "tp", "op", "kernel")
 KEPT_LABELS = {
     "elementwise": LEFT_OUT_COLUMNS, "moe": ("tp", "kernel"), "mla": ("op",),
 }  # fmt: skip
+UNSERVED = "_marlin_int4"
 LEAST_SHARE = 16  # rows of each family of kernels that shares a format
 
 
@@ -75,9 +76,13 @@ Key = tuple[str, str, str]  # GPU, stack, section
 
 
 def place(block: kinds.Block) -> tuple[str, ...]:
-    """What a version of a stack is the newest of: a format of expert layers, else a block."""
+    """What a version of a stack is the newest of: a format of expert layers, else a block.
+
+    Tables of expert layers that time something else than what the stack serves with hide no older
+    ones (`fitting.moe`).
+    """
     if block.kind == "moe":
-        return (block.gpu.name, block.stack, block.dtype)
+        return (block.gpu.name, block.stack, block.dtype, str(block.section.endswith(UNSERVED)))
     return (block.gpu.name, block.stack, block.dtype, block.section, str(block.table_rows[0]))
 
 

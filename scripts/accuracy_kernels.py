@@ -34,6 +34,7 @@ import accuracy  # noqa: E402
 from accuracy import percent, put_into, table  # noqa: E402
 
 from rtsim.catalog import load_gpu  # noqa: E402
+from rtsim.device_facts import attention_peak_flops_per_s  # noqa: E402
 from rtsim.errors import NotSupported  # noqa: E402
 from rtsim.fitting import kernel_rows, kinds, mla, network_rows  # noqa: E402
 from rtsim.fitting.attention_kernels import made_for_latent  # noqa: E402
@@ -41,6 +42,7 @@ from rtsim.fitting.generation import configurations, fit_stack  # noqa: E402
 from rtsim.measurements import Columns, read_table  # noqa: E402
 from rtsim.profile import Profile, load_profile, profile_names  # noqa: E402
 from rtsim.profile_choice import gpu_distance  # noqa: E402
+from rtsim.specs.gpu import GpuSpec  # noqa: E402
 
 MARKDOWN = ROOT / "docs" / "accuracy-kernels.md"
 JSON = ROOT / "docs" / "accuracy-kernels.json"
@@ -63,6 +65,7 @@ STACKS = {"sarathi-serve/pytorch": "sarathi-serve", "pytorch-nccl": "sarathi-ser
 OTHER_METHOD = ("PrincetonUniversity/LLMCompass",)  # timed from the host, in no fit
 FULL_16_BIT = ("bf16", "fp16")
 SIXTEEN_BITS = "16 bits"
+NARROW_CACHE = "attention_prefill.bf16_fp8"  # written in 8 bits; on older GPUs the rest is as in 16
 CURVE = (8, 16, 32, 64, 128)
 CURVE_STACKS = ("vllm", "nccl", "sarathi-serve")  # one stack per kind and GPU is enough to see it
 MOST_JUDGED = 3000  # rows of a section judged in refits: a fixed sample of a larger one
@@ -290,7 +293,8 @@ def gpu_left_out(all_sections: Sequence[Section]) -> dict[tuple[str, str, str], 
 
     The fit is of the stack on other GPUs; of all stacks for 16-bit products, which run alike in
     them; of all stacks first, then of those with like kernels, for decode attention and, within
-    a generation of kernels, for latent attention (`fitting.attention_kernels`).
+    a generation of kernels, for latent attention (`fitting.attention_kernels`); of prompts in 16
+    bits where only the cache has 8 and the GPU does not multiply in them.
     """
     errors = {}
     fits: dict[tuple[str, str, str], kinds.SectionFit] = {}
@@ -303,7 +307,10 @@ def gpu_left_out(all_sections: Sequence[Section]) -> dict[tuple[str, str, str], 
     for section in all_sections:
         gpu = load_gpu(section.gpu)
         elsewhere = [s for s in all_sections if s.gpu != section.gpu]
-        others = [b for s in elsewhere if alike(s) == alike(section) for b in s.fitted]
+        wanted = alike(section)
+        if section.section == NARROW_CACHE and not multiplies_in_8_bits(gpu):
+            wanted = wanted.removesuffix("_fp8")
+        others = [b for s in elsewhere if alike(s) == wanted for b in s.fitted]
         every = [b for s in elsewhere if s.section == section.section for b in s.fitted]
         if is_latent(section):
             made = made_for_latent(gpu)
@@ -321,6 +328,12 @@ def gpu_left_out(all_sections: Sequence[Section]) -> dict[tuple[str, str, str], 
         key = (section.stack, section.section, section.gpu)
         errors[key] = judged(parts, others, own)
     return errors
+
+
+def multiplies_in_8_bits(gpu: GpuSpec) -> bool:
+    """Whether attention does where only its cache has 8 bits."""
+    peaks = [attention_peak_flops_per_s(gpu, "bf16", cache) for cache in ("fp8", "bf16")]
+    return peaks[0] > peaks[1]
 
 
 def curve(all_sections: Sequence[Section]) -> dict[int, float]:
@@ -684,7 +697,8 @@ def report(folder: Path | None) -> Report:
         "By kind, stack, GPU and number format:", table(HEADER, lines),
         "A GPU left out: one fit to the calibration rows of the stack's other GPUs (16-bit "
         "products: of all stacks on other GPUs; decode and latent attention: of all stacks "
-        "first, then of like kernels), "
+        "first, then of like kernels; prompts with an 8-bit cache on a GPU that multiplies in "
+        "16 bits: of those in 16 bits), "
         "applied with the datasheet figures of this one.",
         table(HEADER, left_lines),
     ]  # fmt: skip

@@ -77,7 +77,8 @@ MOE_COEFFICIENTS = (
     Coefficient("power_drop", 0.11, 0.6, 0.002, 1.5, "1",
                 "slow-down per tenfold length of a kernel beyond 0.1 ms (power limit)"),
     Coefficient("hbm_frac", 0.86, 0.12, 0.1, 1.0, "1", "share of the DRAM bandwidth reached"),
-    Coefficient("l2_use", 0.42, 0.4, 0.05, 1.5, "1", "share of the L2 that keeps re-used data"),
+    Coefficient("l2_use", 0.7, 0.4, 0.05, 2.0, "1",
+                "share of a part of the L2 that keeps re-used data"),
     Coefficient("tile_s", 1.7e-6, 0.7, 1e-8, 5e-5, "s", "fill and drain of a wave of tiles"),
     Coefficient("wave_round", 0.6, 0.6, 0.05, 1.0, "1",
                 "share of a full wave that a partial one costs beyond its work"),
@@ -100,6 +101,7 @@ MOE = np.dtype(
         ("b_bytes", np.float64),  # per weight element, scales included
         ("out_bytes", np.float64),  # per element before and after the layer
         ("weight_copies", np.float64),  # layers cycled through before re-use; endless in a model
+        ("l2_partitions", np.float64),  # parts of the L2 that each keep what all SMs read
         *coefficient_dtype(MOE_COEFFICIENTS).descr,
     ]
 )
@@ -300,7 +302,7 @@ def moe_s(
     row_bytes = n_tokens * hidden_size + touched * (up + expert_width + hidden_size)
     row_bytes *= moe.out_bytes
 
-    cache = moe.l2_use * device.l2_bytes
+    cache = moe.l2_use * device.l2_bytes / moe.l2_partitions
     row_miss = miss_frac((weight_bytes + row_bytes) / cache)
     weight_miss = 1.0
     if moe.weight_copies < ENDLESS_COPIES:

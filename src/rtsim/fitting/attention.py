@@ -246,6 +246,7 @@ def fit_rows(rows: Rows, *, starts: int = STARTS, seed: int = 0) -> Fit:
                 row_sigma=ROW_SIGMA,
                 start=_moved(coefficients, move),
                 derivative_steps=DERIVATIVE_STEPS,
+                relative=several,
                 many_sets=True,
             )
             fit = replace(fit, values=_exact(fit, chosen))
