@@ -155,6 +155,8 @@ ATTENTION_DECODE_COEFFICIENTS = (
                 "further fixed cost where heads share keys"),
     Coefficient("intake_frac", 1.0, 0.4, 0.1, 4.0, "1",
                 "keys and values that an SM takes in, over its share of HBM plus INTAKE_CLOCK"),
+    Coefficient("first_keys", 32.0, 1.0, 1.0, 512.0, "keys",
+                "keys that a thread block takes in within its fixed time"),
     Coefficient("hbm_frac", 0.83, 0.12, 0.3, 1.0, "1", "share of HBM bandwidth reached"),
     Coefficient("l2_fit_frac", 1.0, 0.15, 0.1, 3.0, "1", "share of the L2 that keeps a cache"),
     Coefficient("combine_clocks", 3800.0, 0.7, 100.0, 1e5, "clocks",
@@ -502,7 +504,7 @@ def attention_decode_s(
             joined_s = combine_s
         load = heads * splits / device.sm_count
         rounds = max(1.0, load + UNFILLED_DECODE * (math.ceil(load) - load))
-        grid_s = rounds * (fixed_s + cta_keys * key_s)
+        grid_s = rounds * (fixed_s + max(0.0, cta_keys - attention.first_keys) * key_s)
         best_s = min(best_s, _blend(grid_s, hbm_s + fixed_s, DECODE_NORM) + joined_s)
         searching = splits < limit
         splits = min(2.0 * splits, limit)

@@ -113,6 +113,8 @@ MLA_DECODE_COEFFICIENTS = (
                 "1: a cache in fewer bits is widened as a whole before it is read"),
     Coefficient("intake_bytes", 20.0, 0.6, 0.2, 64.0, "bytes per clock",
                 "keys that an SM takes in"),
+    Coefficient("first_keys", 64.0, 1.0, 1.0, 2048.0, "keys",
+                "keys that a thread block takes in within its fixed time"),
     Coefficient("tensor_frac", 0.7, 0.3, 0.05, 1.0, "1", "share of tensor peak reached"),
     Coefficient("hbm_frac", 0.87, 0.1, 0.3, 1.0, "1", "share of HBM bandwidth reached"),
     Coefficient("l2_fit_frac", 0.65, 0.35, 0.1, 3.0, "1", "share of the L2 that keeps a cache"),
@@ -239,7 +241,7 @@ def mla_decode_s(
             parts *= cold / mla.hbm_frac + (1.0 - cold) * L2_SPEED
             stream_s += parts / device.hbm_bytes_per_s
         rounds = _rounds(ctas * splits, device.sm_count)
-        grid_s = rounds * (fixed_s + keys * key_s)
+        grid_s = rounds * (fixed_s + max(0.0, keys - mla.first_keys) * key_s)
         stream_s += EXPOSED * rounds * fixed_s
         best_s = min(best_s, _blend(grid_s, stream_s, mla.overlap) + joined_s)
         searching = splits < limit
