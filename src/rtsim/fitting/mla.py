@@ -65,7 +65,8 @@ ARRIVING_BYTES = 2.0  # queries arrive, and outputs leave, in 16 bits also where
 BENCHMARK_COPIES = 1.0  # sets of weights of a batched product before re-use
 
 ROW_SIGMA = 0.05
-STARTS = 3
+FINALISTS = 3  # sets of discrete facts that are fitted from further starts
+STARTS = 8
 START_SPREAD = 0.7  # prior deviations by which further starts are moved
 DERIVATIVE_STEPS = (0.3, 0.1, 0.02)  # tiles and rounds make times jump: wide first
 SURPRISE = 10.0  # cost (squared deviations) that an unusual value must save
@@ -274,38 +275,41 @@ def fit_rows(
         scale=START_SPREAD, size=(2 if quick else STARTS, len(declared))
     )
     moves[0] = 0.0
-
     seconds = of_many_sets(predict, rows, names)
-    best: tuple[float, Fit] | None = None
-    for combination in itertools.product(*options):
-        chosen = {name: v for facts in combination for name, v in facts.items()}
-        unusual = sum(facts != usual[0] for facts, usual in zip(combination, options, strict=True))
+
+    def fitted(chosen: Mapping[str, float], move: Array) -> tuple[float, Fit]:
+        """(cost but for surprise, fit) with some discrete facts, from priors moved by `move`."""
         coefficients = tuple(
             c._replace(prior=chosen[c.name]) if c.name in chosen else c for c in declared
         )
-        for move in moves:
-            fit = fit_coefficients(
-                seconds,
-                rows.measured_s,
-                coefficients,
-                row_sigma=ROW_SIGMA,
-                start=np.array(
-                    [
-                        c.prior * np.exp(c.spread * z)
-                        for c, z in zip(coefficients, move, strict=True)
-                    ]
-                ),
-                derivative_steps=DERIVATIVE_STEPS,
-                many_sets=True,
-            )
-            values = [chosen.get(n, v) for n, v in zip(names, fit.values.tolist(), strict=True)]
-            fit = replace(fit, values=np.array(values))
-            cost = _cost(fit, coefficients) + SURPRISE * unusual
-            if best is None or cost < best[0]:
-                best = (cost, fit)
-    if best is None:
-        raise ValueError("no candidates to choose from")
-    return best[1]
+        pairs = zip(coefficients, move.tolist(), strict=True)
+        fit = fit_coefficients(
+            seconds,
+            rows.measured_s,
+            coefficients,
+            row_sigma=ROW_SIGMA,
+            start=np.array([c.prior * np.exp(c.spread * z) for c, z in pairs]),
+            derivative_steps=DERIVATIVE_STEPS,
+            many_sets=True,
+        )
+        values = [chosen.get(n, v) for n, v in zip(names, fit.values.tolist(), strict=True)]
+        fit = replace(fit, values=np.array(values))
+        return _cost(fit, coefficients), fit
+
+    found = []
+    for combination in itertools.product(*options):
+        chosen = {name: v for facts in combination for name, v in facts.items()}
+        unusual = sum(facts != usual[0] for facts, usual in zip(combination, options, strict=True))
+        cost, fit = fitted(chosen, moves[0])
+        found.append((cost + SURPRISE * unusual, SURPRISE * unusual, chosen, fit))
+    found.sort(key=lambda entry: entry[0])
+    best_cost, _, _, best = found[0]
+    for _, surprise, chosen, _ in found[:FINALISTS]:
+        for move in moves[1:]:
+            cost, fit = fitted(chosen, move)
+            if cost + surprise < best_cost:
+                best_cost, best = cost + surprise, fit
+    return best
 
 
 def fit_family(alike: Sequence[Rows], generation: Sequence[Rows], kernels: str) -> Fit:
