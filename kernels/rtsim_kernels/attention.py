@@ -28,17 +28,16 @@ helpers.
 **Decode.** One new token per sequence. A thread block (CTA) takes one sequence, one KV head and
 one of `splits` parts of its context; an SM works on one after the other:
 
-    fixed    = (cta_bytes, by head size, + group_bytes) / (HBM per SM + FIXED_CLOCK * clock)
-               + row_clocks per query / clock
+    fixed    = (cta_clocks, by head size, + group_clocks + row_clocks per query) / clock
     key      = max(bytes / SM intake, rows * (products + exponential))
-    cta      = fixed + keys * key
+    cta      = fixed + (keys - first_keys) * key
     grid     = CTAs / SMs, mostly rounded up, at least 1, times cta
     t        = launch + p-norm(grid, cold bytes / HBM + fixed of one CTA)
                + combine if split; the smallest over splits up to SPLIT_FILL CTAs per SM
 
-A CTA's fixed time is filling and draining its pipeline, so it is stated in bytes: over four
-generations of GPUs that unit differs less than clocks or seconds. Starts and ends of kernels are
-in clocks for the same reason.
+A CTA's fixed time is filling and draining its pipeline, in which the first block of keys passes
+already. Starts and ends of kernels are in clocks, too: over four generations of GPUs that unit
+differs less than seconds, for like kernels.
 
 Stacks differ in which layers their kernel handles well: `max_group` heads per KV head at most
 (TensorRT-LLM: 32), larger groups read the keys once per query head. `split_rule` says which heads
@@ -60,15 +59,14 @@ Constants and priors: aiconfigurator tables of vLLM, TensorRT-LLM and SGLang on 
 and L40S, head sizes 64 to 256; they were set on the tables as a whole.
 
 Known error on rows outside the fit, 64 fitted per GPU, stack and format, own kernels of the newest
-stack version (mean absolute, mean over sets; median row in brackets): prefill 9.1 % (6.1 %): A100
-6, B200 and H100 9, L40S 11; decode 11.0 % (7.2 %): B200 9, A100 10, H100 and L40S 12. A GPU left
-out of the fit (16 bits): prefill 18 % (A100 15, B200 16, H100 17, L40S 25), decode 23 % (H100 17,
-A100 and B200 21, L40S 32); with 8-bit caches about 30 %. Stacks run different kernels on different
-generations, which a datasheet does not tell: on L40S FlashInfer starts faster than all others (by
-half), on B200 all stacks run one kernel with cheaper blocks, on A100 SGLang reads at half speed.
-Worst: decode of TensorRT-LLM on Hopper and Ada (14 to 15 %: its splits and kernels change with
-context and are not even monotone), FlashInfer splitting short prefills and decoding groups of 2
-and 3 on L40S, head size 192 of SGLang on H100.
+stack version (mean absolute, mean over sets; median row in brackets): prefill 9.1 % (6.2 %): A100
+6, B200 and H100 9, L40S 11; decode 10.5 % (6.7 %): A100 and B200 8, H100 and L40S 12. A GPU left
+out of the fit (16 bits): prefill 18 % (A100 13, B200 17, H100 18, L40S 24), decode 18 % (A100 19,
+B200 and H100 16, L40S 23; fitting/attention_kernels.py); with 8-bit caches 25 %. On L40S FlashInfer
+starts faster than all others (by half), on A100 SGLang reads at half speed. Worst: decode of
+TensorRT-LLM on Hopper and Ada (14 to 15 %: its splits and kernels change with context and are not
+even monotone), FlashInfer splitting short prefills and decoding groups of 2 and 3 on L40S, head
+size 192 of SGLang on H100.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ rope elements and the same values, their first `latent` ones. A thread block (CT
 
     key    = max((latent + rope) bytes / (intake_bytes clock),
                  padded heads 2 (2 latent + rope) / SM products)
-    cta    = (cta_clocks + row_clocks heads) / clock + keys * key
+    cta    = (cta_clocks + row_clocks heads) / clock + (keys - first_keys) * key
     rounds = CTAs / SMs, half rounded up, at least 1
     stream = (cache + queries + outputs + parts) / HBM, or L2 where they fit and are warm
     t      = launch_s + p-norm(rounds * cta, stream + EXPOSED * fixed part of rounds)
@@ -34,17 +34,21 @@ ms): clocks fall in long kernels. Queries of one sequence stand at the end of it
 
 **Residency.** warm_frac as in attention.py: 1 where a buffer is repeated, 0 for a model's cache.
 
+**Conversion.** Kernels that know no cache in fewer bits than the queries have it widened as a whole
+first (`converted`; FlashAttention 3 in SGLang): it is read, written in 16 bits at CONVERT_CLOCK per
+SM, and attention then runs in 16 bits.
+
 Monotone in sequences, heads, context and new tokens; never below max(FLOPs / peak, cold bytes /
-bandwidth). Not modelled: sparse indexers, caches converted as a whole before they are read
-(the coefficient `intake_bytes` absorbs it).
+bandwidth). Not modelled: sparse indexers.
 
 Sources: DeepSeek-V2 (arXiv:2405.04434, section 2.1) for the algebra, FlashMLA and FlashAttention-3
 for tiles; constants and priors from aiconfigurator tables of TensorRT-LLM and SGLang on A100, H100,
 B200, L40S. Known error on rows outside the fit, 64 fitted per GPU, stack and format: prefill 10 %
-(L40S 16), decode 13 % (L40S 16). Worst: SGLang's Triton prefill on L40S (21 %). A GPU left out,
-among those of its generation of kernels (Hopper and later, or earlier), TensorRT-LLM: 21 % both.
-Whole blocks put together from these and GEMMs, none of them in a fit: TensorRT-LLM prefill 5 %,
-decode 8 %.
+(L40S 16), decode 11 % (L40S 14). Worst: SGLang's Triton prefill on L40S (21 %). A GPU left out, in
+16 bits over all stacks, learning from like kernels (fitting/attention_kernels.py): prefill 22 %
+(13 to 15 %, L40S 47: its Triton kernels were measured nowhere else), decode 16 %; with 8-bit caches
+25 %, prompts of kernels that convert 43 %. Whole blocks put together from these and GEMMs, none of
+them in a fit: TensorRT-LLM prefill 5 %, decode 8 %.
 """
 
 from __future__ import annotations

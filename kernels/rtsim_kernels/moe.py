@@ -26,6 +26,9 @@ widths. Tiles of tile_rows x tile_columns, the fastest of a list:
     stream = (weights of visited experts, rows in and out that miss the L2) / (hbm_frac HBM) * slow
     t      = p-norm(body, stream), exponent `overlap`
 
+Re-used data are in the L2 as far as a part of it holds them (l2_use, l2_partitions): where the L2
+is two halves, each half keeps what its own SMs read, and all SMs read all rows and weights.
+
 slow = 1 + drag r^2 / (r^2 + 64), r rows per visited expert: from about eight rows on kernels
 with wider tiles take over, which keep fewer loads in flight. power = 1 + power_drop log10(1 +
 busy / 0.1 ms): clocks fall in long kernels.
@@ -47,7 +50,7 @@ Sources: grouped products as in MegaBlocks (Gale et al. 2022, arXiv:2211.15841) 
 fused_moe; loads as aiconfigurator's benchmarks state them (`power_law_a`); constants and priors
 from its tables of vLLM, SGLang and TensorRT-LLM on A100, H100, B200, L40S. Known error on rows
 outside the fit, 64 fitted per stack, GPU and format: 11 % with all experts on one GPU, 17 % with
-fewer, 13 % over both; 16 bits on a GPU left out of a joint fit: 21 %. Worst: weight-only formats
+fewer, 13 % over both; 16 bits on a GPU left out of a joint fit: 18 %. Worst: weight-only formats
 (Marlin) on a GPU left out, experts of SGLang's Marlin kernels over several GPUs (30 %).
 """
 
