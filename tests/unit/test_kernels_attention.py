@@ -40,6 +40,7 @@ DECODE = {
     "cta_clocks": 1000.0,
     "row_clocks": 10.0,
     "group_clocks": 300.0,
+    "first_keys": 0.0,
     "intake_frac": 1.0,  # 1 TB/s / 100 SMs + 10 B/clock = 20 GB/s
     "hbm_frac": 1.0,
     "l2_fit_frac": 1.0,
@@ -185,6 +186,14 @@ def test_decode_of_one_short_sequence() -> None:
     expected = (grid_s**8 + stream_s**8) ** (1 / 8)
     assert seconds == pytest.approx(5e-6 + 4e-6 + expected, rel=1e-9)
     assert bound == tables.BOUND_LATENCY
+
+
+def test_the_first_keys_pass_within_the_fixed_time() -> None:
+    later = decode(1, 100, 1, 1, first_keys=60.0)[0]
+    grid_s = 1010e-9 + 40 * 512 / 20e9
+    stream_s = 256 * 2 * (100 + 1) / 1e12 + 1010e-9
+    assert later == pytest.approx(9e-6 + (grid_s**8 + stream_s**8) ** (1 / 8), rel=1e-9)
+    assert decode(1, 100, 1, 1, first_keys=100.0)[0] == decode(1, 100, 1, 1, first_keys=400.0)[0]
 
 
 def test_long_contexts_are_split_and_large_batches_are_not() -> None:

@@ -264,7 +264,7 @@ def fit_family(
     if first.kind in mla.COEFFICIENTS and gpu is not None:
         kernels = latent_kernels(stack, gpu)
         made = made_for_latent(gpu)
-        generation = [b for b in every if made_for_latent(b.gpu) == made]
+        generation = [b for b in every if made_for_latent(b.gpu) == made] or list(every)
         alike = [b for b in generation if runs_like(kernels, latent_kernels(b.stack, b.gpu))]
         fit = mla.fit_family([b.rows for b in alike], [b.rows for b in generation], kernels)
         return SectionFit(first.section, fit)
