@@ -13,7 +13,7 @@ from rtsim.catalog import load_gpu
 from rtsim.fitting import attention_kernels
 from rtsim.fitting import mla as recipe
 from rtsim.fitting.attention_kernels import ADAPTED, TRITON
-from rtsim.machine import absorb_row, absorb_variants, mla_decode_row, mla_prefill_row
+from rtsim.kernel_records import absorb_row, absorb_variants, mla_decode_row, mla_prefill_row
 from rtsim.profile import DECLARED, load_profile
 
 # Round numbers: 100 SMs at 1 GHz, 500 TFLOP/s, 2 TB/s, an L2 of 40 MB.
