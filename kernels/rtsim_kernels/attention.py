@@ -30,7 +30,7 @@ one of `splits` parts of its context; an SM works on one after the other:
 
     fixed    = (cta_clocks, by head size, + group_clocks + row_clocks per query) / clock
     key      = max(bytes / SM intake, rows * (products + exponential))
-    cta      = fixed + (keys - first_keys) * key
+    cta      = fixed + (keys - first_keys) * key, at least products and L2 time of all keys
     grid     = CTAs / SMs, mostly rounded up, at least 1, times cta
     t        = launch + p-norm(grid, cold bytes / HBM + fixed of one CTA)
                + combine if split; the smallest over splits up to SPLIT_FILL CTAs per SM
@@ -473,8 +473,9 @@ def attention_decode_s(
     if rows > 1.0:
         fixed_clocks += attention.group_clocks
     fixed_s = (fixed_clocks + attention.row_clocks * rows) / device.clock_hz
+    l2_bytes_per_s = L2_BYTES_PER_CLOCK * device.clock_hz
     intake_bytes_per_s = min(
-        L2_BYTES_PER_CLOCK * device.clock_hz,
+        l2_bytes_per_s,
         attention.intake_frac * (share_bytes_per_s + INTAKE_CLOCK * device.clock_hz),
     )
     products_per_s = DECODE_TENSOR_FRAC * attention.peak_flops_per_s / device.sm_count
@@ -482,6 +483,7 @@ def attention_decode_s(
     score_s = 2.0 * width / products_per_s + DECODE_SOFTMAX_CLOCKS / device.clock_hz
     key_product_s = math.ceil(rows / ROW_PAD) * ROW_PAD * score_s
     key_s = max(key_load_s, key_product_s)
+    least_key_s = max(key_product_s, width * attention.kv_element_bytes / l2_bytes_per_s)
 
     blocks = math.ceil(keys / BLOCK_KEYS)
     limit = min(MAX_SPLITS, SPLIT_FILL * device.sm_count / heads)
@@ -502,7 +504,8 @@ def attention_decode_s(
             joined_s = combine_s
         load = heads * splits / device.sm_count
         rounds = max(1.0, load + UNFILLED_DECODE * (math.ceil(load) - load))
-        grid_s = rounds * (fixed_s + max(0.0, cta_keys - attention.first_keys) * key_s)
+        cta_s = fixed_s + max(0.0, cta_keys - attention.first_keys) * key_s
+        grid_s = rounds * max(cta_s, cta_keys * least_key_s)
         best_s = min(best_s, _blend(grid_s, hbm_s + fixed_s, DECODE_NORM) + joined_s)
         searching = splits < limit
         splits = min(2.0 * splits, limit)
