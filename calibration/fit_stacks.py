@@ -8,12 +8,12 @@ what the tables give.
 
 * vllm, trtllm, sglang on A100, H100, L40S, B200: every section from its own rows, at most 64 per
   operator kind and number format (16-bit products with a joint fit of the other two stacks as
-  prior); the communication library from nccl-tests on the same GPU;
-  norms, activations and the like from kernels timed inside layers (of these stacks only the
-  quantisation of activations was measured). A kind that was not measured in a stack takes the
-  coefficients of another stack on that GPU. Expert layers have a section for each family of
-  kernels that a stack switches between. Latent attention of vllm was measured in whole blocks only:
-  what its other kernels take is predicted.
+  prior, int4 experts of vllm and sglang, which both run Marlin, with that of each other); the
+  communication library from nccl-tests on the same GPU; norms, activations and the like from
+  kernels timed inside layers (of these stacks only the quantisation of activations was measured).
+  A kind that was not measured in a stack takes the coefficients of another stack on that GPU.
+  Expert layers have a section for each family of kernels that a stack switches between. Latent
+  attention of vllm was measured in whole blocks only: what its other kernels take is predicted.
 * sarathi-serve (PyTorch kernels timed inside layers, NCCL called from PyTorch) on A100, A40, H100.
 * pytorch (single eager calls between two events, fp32) on P100, V100, T4, A100.
 * family-<architecture>: one set for the GPUs of an architecture, and `family-generic` for all
@@ -46,6 +46,7 @@ from rtsim.calibrate import TRANSFER_SIGMAS, UNFITTED_SIGMAS, blank_profile
 from rtsim.catalog import load_gpu
 from rtsim.fitted_sections import error_figures, uncertainty_of, with_section
 from rtsim.fitting import kernel_rows, kinds, mla, mla_module, serving_fit
+from rtsim.fitting.attention_kernels import made_for_latent
 from rtsim.fitting.kinds import Block, SectionFit
 from rtsim.kernel_records import attention_variants
 from rtsim.measurements import read_table
@@ -104,8 +105,8 @@ EAGER_TRAITS = StackTraits(attention="unfused", logits="all", fused_norm=False, 
 
 # Further deviation by group on a GPU left out of the fit, as --transfer prints it.
 TRANSFER = {
-    "gemm": 0.12, "scores": 0.12, "values": 0.12, "attention": 0.25, "memory_bound": 0.18,
-    "collective": 0.36, "moe": 0.19, "mla": 0.18,
+    "gemm": 0.12, "scores": 0.12, "values": 0.12, "attention": 0.21, "memory_bound": 0.18,
+    "collective": 0.36, "moe": 0.14, "mla": 0.11,
 }  # fmt: skip
 
 # 16-bit products run in one library in all serving stacks: what the others' rows say of a GPU is
@@ -114,6 +115,9 @@ TRANSFER = {
 # quantised products gain nothing from one another.
 PRODUCTS_16_BIT = "gemm.bf16"
 ALIKE_SPREAD = 0.5
+# Both run Marlin for int4 experts: 3 % apart on H100.
+MARLIN_STACKS = ("vllm", "sglang")
+MARLIN_EXPERTS = "moe.int4_wo_marlin"
 
 GROUPS_OF_KIND = {
     "gemm": ("gemm", "scores", "values"),
@@ -354,8 +358,9 @@ def related_blocks(stack: str, gpu_name: str, section: str) -> list[Measured]:
     newest, mark, _ = section.partition(RELEASE_MARK)
     if mark:
         return blocks([stack], [gpu_name])[newest]
-    others = [name for name in SERVING if name != stack]
-    return blocks(others, [gpu_name]).get(section, []) if section == PRODUCTS_16_BIT else []
+    sharing = {PRODUCTS_16_BIT: SERVING, MARLIN_EXPERTS: MARLIN_STACKS}.get(section, ())
+    others = [name for name in sharing if name != stack and stack in sharing]
+    return blocks(others, [gpu_name]).get(section, [])
 
 
 def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
@@ -366,6 +371,9 @@ def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
     draft.profile = replace(draft.profile, coefficients={"host": HOST})
     for section, found in blocks([stack], [gpu_name]).items():
         draft.add(found, alike=related_blocks(stack, gpu_name, section))
+    elsewhere = related_blocks(stack, gpu_name, MARLIN_EXPERTS)
+    if elsewhere and MARLIN_EXPERTS not in draft.profile.coefficients:
+        draft.add(elsewhere)
     for found in blocks(["nccl"], [gpu_name]).values():
         draft.add(found)
     draft.add(in_layers_blocks([gpu_name]))
@@ -453,11 +461,13 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
         members = own.get(section, found)
         if section.startswith(LATENT_KINDS):
             members = [m for m in found if m.stack == LATENT_REFERENCE] or found
-            older = [m for m in members if not mla.has_own_kernels(m.block.gpu)]
+            older = [m for m in members if not made_for_latent(m.block.gpu)]
             if architecture == "generic" and older:
                 members = older  # newer GPUs have families of their own
         if section == PRODUCTS_16_BIT:  # 16-bit products run alike in all stacks, and in layers
             members = found + blocks(["sarathi-serve"], gpus, "gemm").get("gemm.fp16", [])
+        if section == MARLIN_EXPERTS:
+            members = found
         draft.add(members, every=found)
     draft.add(in_layers_blocks(IN_LAYERS if architecture == "generic" else gpus))
     stand_in = RUNS_OF.get(gpus[0], RUNS_ELSE)
@@ -479,14 +489,9 @@ def transfer_sigmas() -> Mapping[str, float]:
             gpus = {m.block.gpu.name for m in found}
             for gpu in sorted(gpus) if len(gpus) > 2 else ():
                 rest = [m.block for m in found if m.block.gpu.name != gpu]
-                if section.startswith(LATENT_KINDS):  # of one generation of kernels
-                    own = mla.has_own_kernels(load_gpu(gpu))
-                    rest = [block for block in rest if mla.has_own_kernels(block.gpu) == own]
-                if not rest:
-                    continue
                 elsewhere = {*SERVED, *IN_LAYERS} - {gpu}
                 every = [m.block for m in blocks((*SERVING, "sarathi-serve"), elsewhere)[section]]
-                fit = kinds.fit_family(rest, every)
+                fit = kinds.fit_family(rest, every, stack, load_gpu(gpu))
                 left = [m for m in found if m.block.gpu.name == gpu]
                 error = np.concatenate(
                     [np.log(m.block.measured_s / kinds.predict(m.block, fit)) for m in left]

@@ -60,6 +60,7 @@ KEPT_LABELS = {
     "elementwise": LEFT_OUT_COLUMNS, "moe": ("tp", "kernel"), "mla": ("op",),
 }  # fmt: skip
 OLDER_ROWS = 16  # of them, of each older release of a quantised product
+UNSERVED = "_marlin_int4"
 LEAST_SHARE = 16  # rows of each family of kernels that shares a format
 
 
@@ -77,9 +78,13 @@ Key = tuple[str, str, str]  # GPU, stack, section
 
 
 def place(block: kinds.Block) -> tuple[str, ...]:
-    """What a version of a stack is the newest of: a format of expert layers, else a block."""
+    """What a version of a stack is the newest of: a format of expert layers, else a block.
+
+    Tables of expert layers that time something else than what the stack serves with hide no older
+    ones (`fitting.moe`).
+    """
     if block.kind == "moe":
-        return (block.gpu.name, block.stack, block.dtype)
+        return (block.gpu.name, block.stack, block.dtype, str(block.section.endswith(UNSERVED)))
     if block.kind == "gemm":  # blocks of releases are apart
         return (block.gpu.name, block.stack, block.dtype, block.section)
     return (block.gpu.name, block.stack, block.dtype, block.section, str(block.table_rows[0]))

@@ -34,12 +34,15 @@ import accuracy  # noqa: E402
 from accuracy import percent, put_into, table  # noqa: E402
 
 from rtsim.catalog import load_gpu  # noqa: E402
+from rtsim.device_facts import attention_peak_flops_per_s  # noqa: E402
 from rtsim.errors import NotSupported  # noqa: E402
 from rtsim.fitting import kernel_rows, kinds, mla, network_rows  # noqa: E402
+from rtsim.fitting.attention_kernels import made_for_latent  # noqa: E402
 from rtsim.fitting.generation import configurations, fit_stack  # noqa: E402
 from rtsim.measurements import Columns, read_table  # noqa: E402
 from rtsim.profile import RELEASE_MARK, Profile, load_profile, profile_names  # noqa: E402
 from rtsim.profile_choice import gpu_distance  # noqa: E402
+from rtsim.specs.gpu import GpuSpec  # noqa: E402
 
 MARKDOWN = ROOT / "docs" / "accuracy-kernels.md"
 JSON = ROOT / "docs" / "accuracy-kernels.json"
@@ -61,6 +64,8 @@ LEFT_OUT_LABELS = {
 STACKS = {"sarathi-serve/pytorch": "sarathi-serve", "pytorch-nccl": "sarathi-serve"}
 OTHER_METHOD = ("PrincetonUniversity/LLMCompass",)  # timed from the host, in no fit
 FULL_16_BIT = ("bf16", "fp16")
+SIXTEEN_BITS = "16 bits"
+NARROW_CACHE = "attention_prefill.bf16_fp8"  # written in 8 bits; on older GPUs the rest is as in 16
 CURVE = (8, 16, 32, 64, 128)
 CURVE_STACKS = ("vllm", "nccl", "sarathi-serve")  # one stack per kind and GPU is enough to see it
 MOST_JUDGED = 3000  # rows of a section judged in refits: a fixed sample of a larger one
@@ -288,39 +293,49 @@ def cross_validated(all_sections: Sequence[Section]) -> list[Group]:
 def gpu_left_out(all_sections: Sequence[Section]) -> dict[tuple[str, str, str], Group]:
     """(stack, section, GPU) -> errors on the GPU with a joint fit on other GPUs.
 
-    The fit is that of the family profiles: of the stack; of all stacks for 16-bit products, which
-    run alike in them; of all stacks first for decode attention; of the same generation of kernels
-    for latent attention.
+    The fit is of the stack on other GPUs; of all stacks for 16-bit products, which run alike in
+    them; of all stacks first, then of those with like kernels, for decode attention and, within
+    a generation of kernels, for latent attention (`fitting.attention_kernels`); of prompts in 16
+    bits where only the cache has 8 and the GPU does not multiply in them.
     """
     errors = {}
-    fits: dict[tuple[int, ...], kinds.SectionFit] = {}
+    fits: dict[tuple[str, str, str], kinds.SectionFit] = {}
 
     def alike(section: Section) -> str:
         if section.kind == "gemm" and is_16_bit(section):
-            return "16 bits"
+            return SIXTEEN_BITS
         return f"{section.stack} {section.section}"
 
     for section in all_sections:
+        gpu = load_gpu(section.gpu)
         elsewhere = [s for s in all_sections if s.gpu != section.gpu]
-        others = [
-            b
-            for s in elsewhere
-            if alike(s) == alike(section)
-            for b in s.fitted
-            if not is_latent(section) or mla.has_own_kernels(b.gpu) == own_kernels(section)
-        ]
+        wanted = alike(section)
+        if section.section == NARROW_CACHE and not multiplies_in_8_bits(gpu):
+            wanted = wanted.removesuffix("_fp8")
+        others = [b for s in elsewhere if alike(s) == wanted for b in s.fitted]
         every = [b for s in elsewhere if s.section == section.section for b in s.fitted]
+        if is_latent(section):
+            made = made_for_latent(gpu)
+            every = others = [b for b in every if made_for_latent(b.gpu) == made]
         if len({block.gpu.name for block in others}) < (1 if is_latent(section) else 2):
             continue
-        key_of_fit = tuple(map(id, others))
+        key_of_fit = (section.stack, section.gpu, section.section)
+        if alike(section) == SIXTEEN_BITS:  # one fit serves all stacks
+            key_of_fit = (alike(section), section.gpu, "")
         if key_of_fit not in fits:
-            fits[key_of_fit] = kinds.fit_family(others, every)
+            fits[key_of_fit] = kinds.fit_family(others, every, section.stack, gpu)
         fitted = fits[key_of_fit]
         parts = sampled(section.unseen or section.fitted)
         own = [log_ratio(kinds.predict(b, fitted), b) for b in parts]
         key = (section.stack, section.section, section.gpu)
         errors[key] = judged(parts, others, own)
     return errors
+
+
+def multiplies_in_8_bits(gpu: GpuSpec) -> bool:
+    """Whether attention does where only its cache has 8 bits."""
+    peaks = [attention_peak_flops_per_s(gpu, "bf16", cache) for cache in ("fp8", "bf16")]
+    return peaks[0] > peaks[1]
 
 
 def curve(all_sections: Sequence[Section]) -> dict[int, float]:
@@ -478,11 +493,6 @@ def is_latent(section: Section) -> bool:
     return section.section.startswith("mla_")
 
 
-def own_kernels(section: Section) -> bool:
-    """Of two generations of latent-attention kernels, whether the GPU has the newer."""
-    return mla.has_own_kernels(load_gpu(section.gpu))
-
-
 def is_latent_prefill(section: Section) -> bool:
     return section.section.startswith("mla_prefill.")
 
@@ -519,9 +529,9 @@ LEFT_OUT_TARGETS: tuple[tuple[str, tuple[str, ...], float, float], ...] = (
      ("attention_decode.bf16", "attention_decode.fp16"), 0.20, 0.12),
     ("mixture-of-experts layers (16 bits) on a GPU left out",
      ("moe.bf16", "moe.bf16_triton", "moe.bf16_cutlass"), 0.25, 0.15),
-    ("latent attention, prefill (16 bits, trtllm) on a GPU left out",
+    ("latent attention, prefill (16 bits) on a GPU left out",
      ("mla_prefill.bf16",), 0.25, 0.15),
-    ("latent attention, decode (16 bits, trtllm) on a GPU left out",
+    ("latent attention, decode (16 bits) on a GPU left out",
      ("mla_decode.bf16",), 0.25, 0.15),
 )  # fmt: skip
 NETWORK_MUST, NETWORK_AIM = 0.09, 0.06
@@ -598,9 +608,8 @@ def report(folder: Path | None) -> Report:
         version_lines.append([what, *("-" if v is None else percent(v) for v in parts)])
     for what, names, must, aim in LEFT_OUT_TARGETS:
         values: dict[str, list[Group]] = {}
-        for (stack, section, gpu), group in left_out.items():
-            # The other stack with latent attention runs another algorithm on every generation.
-            if section in names and (stack == "trtllm" or not section.startswith("mla_")):
+        for (_, section, gpu), group in left_out.items():
+            if section in names:
                 values.setdefault(gpu, []).append(group)
         if not values:
             continue
@@ -689,7 +698,9 @@ def report(folder: Path | None) -> Report:
         "Targets:", table(["what", "must", "aim", "measured", "verdict"], goals),
         "By kind, stack, GPU and number format:", table(HEADER, lines),
         "A GPU left out: one fit to the calibration rows of the stack's other GPUs (16-bit "
-        "products: of all stacks on other GPUs; decode attention: to those of all stacks first), "
+        "products: of all stacks on other GPUs; decode and latent attention: of all stacks "
+        "first, then of like kernels; prompts with an 8-bit cache on a GPU that multiplies in "
+        "16 bits: of those in 16 bits), "
         "applied with the datasheet figures of this one.",
         table(HEADER, left_lines),
     ]  # fmt: skip

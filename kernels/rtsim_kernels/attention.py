@@ -28,17 +28,16 @@ helpers.
 **Decode.** One new token per sequence. A thread block (CTA) takes one sequence, one KV head and
 one of `splits` parts of its context; an SM works on one after the other:
 
-    fixed    = (cta_bytes, by head size, + group_bytes) / (HBM per SM + FIXED_CLOCK * clock)
-               + row_clocks per query / clock
+    fixed    = (cta_clocks, by head size, + group_clocks + row_clocks per query) / clock
     key      = max(bytes / SM intake, rows * (products + exponential))
-    cta      = fixed + keys * key
+    cta      = fixed + (keys - first_keys) * key, at least products and L2 time of all keys
     grid     = CTAs / SMs, mostly rounded up, at least 1, times cta
     t        = launch + p-norm(grid, cold bytes / HBM + fixed of one CTA)
                + combine if split; the smallest over splits up to SPLIT_FILL CTAs per SM
 
-A CTA's fixed time is filling and draining its pipeline, so it is stated in bytes: over four
-generations of GPUs that unit differs less than clocks or seconds. Starts and ends of kernels are
-in clocks for the same reason.
+A CTA's fixed time is filling and draining its pipeline, in which the first block of keys passes
+already. Starts and ends of kernels are in clocks, too: over four generations of GPUs that unit
+differs less than seconds, for like kernels.
 
 Stacks differ in which layers their kernel handles well: `max_group` heads per KV head at most
 (TensorRT-LLM: 32), larger groups read the keys once per query head. `split_rule` says which heads
@@ -60,15 +59,14 @@ Constants and priors: aiconfigurator tables of vLLM, TensorRT-LLM and SGLang on 
 and L40S, head sizes 64 to 256; they were set on the tables as a whole.
 
 Known error on rows outside the fit, 64 fitted per GPU, stack and format, own kernels of the newest
-stack version (mean absolute, mean over sets; median row in brackets): prefill 9.1 % (6.1 %): A100
-6, B200 and H100 9, L40S 11; decode 11.0 % (7.2 %): B200 9, A100 10, H100 and L40S 12. A GPU left
-out of the fit (16 bits): prefill 18 % (A100 15, B200 16, H100 17, L40S 25), decode 23 % (H100 17,
-A100 and B200 21, L40S 32); with 8-bit caches about 30 %. Stacks run different kernels on different
-generations, which a datasheet does not tell: on L40S FlashInfer starts faster than all others (by
-half), on B200 all stacks run one kernel with cheaper blocks, on A100 SGLang reads at half speed.
-Worst: decode of TensorRT-LLM on Hopper and Ada (14 to 15 %: its splits and kernels change with
-context and are not even monotone), FlashInfer splitting short prefills and decoding groups of 2
-and 3 on L40S, head size 192 of SGLang on H100.
+stack version (mean absolute, mean over sets; median row in brackets): prefill 9.1 % (6.2 %): A100
+6, B200 and H100 9, L40S 11; decode 10.5 % (6.7 %): A100 and B200 8, H100 and L40S 12. A GPU left
+out of the fit (16 bits): prefill 18 % (A100 13, B200 17, H100 18, L40S 24), decode 18 % (A100 19,
+B200 and H100 16, L40S 23; fitting/attention_kernels.py); with 8-bit caches 25 %. On L40S FlashInfer
+starts faster than all others (by half), on A100 SGLang reads at half speed. Worst: decode of
+TensorRT-LLM on Hopper and Ada (14 to 15 %: its splits and kernels change with context and are not
+even monotone), FlashInfer splitting short prefills and decoding groups of 2 and 3 on L40S, head
+size 192 of SGLang on H100.
 """
 
 from __future__ import annotations
@@ -100,7 +98,6 @@ STRADDLE_KEYS = 64.0  # keys beyond a window that its blocks hold
 MAX_SPLITS = 32.0
 SPLIT_FILL = 1.6  # CTAs per SM up to which contexts are split
 INTAKE_CLOCK = 10.0  # bytes per clock that an SM takes from L2 beyond its share of HBM
-FIXED_CLOCK = 32.0  # the same for the rate at which a CTA's fixed part passes
 UNFILLED_DECODE = 0.85  # part of an unfilled round of decode CTAs that is lost
 NARROW_EXPONENT, WIDE_EXPONENT = 0.25, 0.5  # a CTA's fixed part over head size, from 128 on
 ROW_PAD = 16.0  # rows of the smallest tensor-core tile
@@ -149,13 +146,15 @@ ATTENTION_PREFILL_COEFFICIENTS = (
 ATTENTION_DECODE_COEFFICIENTS = (
     Coefficient("launch_clocks", 13000.0, 0.35, 1000.0, 2e5, "clocks",
                 "start and end of the kernels"),
-    Coefficient("cta_bytes", 1.9e5, 0.55, 5e3, 4e6, "bytes",
-                "fixed cost of a thread block at head size 128, as bytes moved meanwhile"),
+    Coefficient("cta_clocks", 4200.0, 0.55, 100.0, 1e5, "clocks",
+                "fixed cost of a thread block at head size 128: its pipeline fills and drains"),
     Coefficient("row_clocks", 60.0, 0.7, 1.0, 4000.0, "clocks", "query and output row of a head"),
-    Coefficient("group_bytes", 1.5e4, 1.4, 100.0, 2e6, "bytes",
+    Coefficient("group_clocks", 330.0, 1.4, 2.0, 5e4, "clocks",
                 "further fixed cost where heads share keys"),
     Coefficient("intake_frac", 1.0, 0.4, 0.1, 4.0, "1",
                 "keys and values that an SM takes in, over its share of HBM plus INTAKE_CLOCK"),
+    Coefficient("first_keys", 32.0, 1.0, 1.0, 512.0, "keys",
+                "keys that a thread block takes in within its fixed time"),
     Coefficient("hbm_frac", 0.83, 0.12, 0.3, 1.0, "1", "share of HBM bandwidth reached"),
     Coefficient("l2_fit_frac", 1.0, 0.15, 0.1, 3.0, "1", "share of the L2 that keeps a cache"),
     Coefficient("combine_clocks", 3800.0, 0.7, 100.0, 1e5, "clocks",
@@ -468,15 +467,15 @@ def attention_decode_s(
     hbm_s = moved * cold_frac / (attention.hbm_frac * device.hbm_bytes_per_s)
     share_bytes_per_s = device.hbm_bytes_per_s / device.sm_count
     size = 0.5 * width / HEAD_USUAL
-    fixed_bytes = attention.cta_bytes * (
+    fixed_clocks = attention.cta_clocks * (
         size**WIDE_EXPONENT if size >= 1.0 else size**NARROW_EXPONENT
     )
     if rows > 1.0:
-        fixed_bytes += attention.group_bytes
-    fixed_s = fixed_bytes / (share_bytes_per_s + FIXED_CLOCK * device.clock_hz)
-    fixed_s += attention.row_clocks * rows / device.clock_hz
+        fixed_clocks += attention.group_clocks
+    fixed_s = (fixed_clocks + attention.row_clocks * rows) / device.clock_hz
+    l2_bytes_per_s = L2_BYTES_PER_CLOCK * device.clock_hz
     intake_bytes_per_s = min(
-        L2_BYTES_PER_CLOCK * device.clock_hz,
+        l2_bytes_per_s,
         attention.intake_frac * (share_bytes_per_s + INTAKE_CLOCK * device.clock_hz),
     )
     products_per_s = DECODE_TENSOR_FRAC * attention.peak_flops_per_s / device.sm_count
@@ -484,6 +483,7 @@ def attention_decode_s(
     score_s = 2.0 * width / products_per_s + DECODE_SOFTMAX_CLOCKS / device.clock_hz
     key_product_s = math.ceil(rows / ROW_PAD) * ROW_PAD * score_s
     key_s = max(key_load_s, key_product_s)
+    least_key_s = max(key_product_s, width * attention.kv_element_bytes / l2_bytes_per_s)
 
     blocks = math.ceil(keys / BLOCK_KEYS)
     limit = min(MAX_SPLITS, SPLIT_FILL * device.sm_count / heads)
@@ -504,7 +504,8 @@ def attention_decode_s(
             joined_s = combine_s
         load = heads * splits / device.sm_count
         rounds = max(1.0, load + UNFILLED_DECODE * (math.ceil(load) - load))
-        grid_s = rounds * (fixed_s + cta_keys * key_s)
+        cta_s = fixed_s + max(0.0, cta_keys - attention.first_keys) * key_s
+        grid_s = rounds * max(cta_s, cta_keys * least_key_s)
         best_s = min(best_s, _blend(grid_s, hbm_s + fixed_s, DECODE_NORM) + joined_s)
         searching = splits < limit
         splits = min(2.0 * splits, limit)

@@ -211,8 +211,14 @@ def gemm_bytes(m: float, n: float, k: float, batch: float, gemm: Any) -> float:
 
 
 @inner
+def turnover_edge(l2_partitions: float) -> float:
+    """How suddenly an L2 of so many partitions turns over: the `edge` of `miss_frac`."""
+    return RESIDENCY_EDGE if l2_partitions <= 1.0 else PARTITION_EDGE
+
+
+@inner
 def kept_bytes(gemm: Any, device: Any) -> float:
-    """Bytes of re-used data that the L2 keeps."""
+    """Bytes of re-used data that the L2 keeps. gemm: a row with `l2_use` and `l2_partitions`."""
     copies = 1.0 + KEPT_TWICE * (gemm.l2_partitions - 1.0)
     cache: float = gemm.l2_use * device.l2_bytes / copies
     return cache
@@ -230,7 +236,7 @@ def missing_bytes(
     activations = batch * m * k * gemm.a_bytes
     results = batch * m * n * gemm.out_bytes
     cache = kept_bytes(gemm, device)
-    edge = RESIDENCY_EDGE if gemm.l2_partitions <= 1.0 else PARTITION_EDGE
+    edge = turnover_edge(gemm.l2_partitions)
     once_miss = miss_frac((weights + activations + results) / cache, edge)
     weight_miss = 1.0
     if weight_copies < ENDLESS_COPIES:

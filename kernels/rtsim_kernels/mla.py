@@ -10,7 +10,7 @@ rope elements and the same values, their first `latent` ones. A thread block (CT
 
     key    = max((latent + rope) bytes / (intake_bytes clock),
                  padded heads 2 (2 latent + rope) / SM products)
-    cta    = (cta_clocks + row_clocks heads) / clock + keys * key
+    cta    = (cta_clocks + row_clocks heads) / clock + (keys - first_keys) * key
     rounds = CTAs / SMs, half rounded up, at least 1
     stream = (cache + queries + outputs + parts) / HBM, or L2 where they fit and are warm
     t      = launch_s + p-norm(rounds * cta, stream + EXPOSED * fixed part of rounds)
@@ -34,17 +34,21 @@ ms): clocks fall in long kernels. Queries of one sequence stand at the end of it
 
 **Residency.** warm_frac as in attention.py: 1 where a buffer is repeated, 0 for a model's cache.
 
+**Conversion.** Kernels that know no cache in fewer bits than the queries have it widened as a whole
+first (`converted`; FlashAttention 3 in SGLang): it is read, written in 16 bits at CONVERT_CLOCK per
+SM, and attention then runs in 16 bits.
+
 Monotone in sequences, heads, context and new tokens; never below max(FLOPs / peak, cold bytes /
-bandwidth). Not modelled: sparse indexers, caches converted as a whole before they are read
-(the coefficient `intake_bytes` absorbs it).
+bandwidth). Not modelled: sparse indexers.
 
 Sources: DeepSeek-V2 (arXiv:2405.04434, section 2.1) for the algebra, FlashMLA and FlashAttention-3
 for tiles; constants and priors from aiconfigurator tables of TensorRT-LLM and SGLang on A100, H100,
 B200, L40S. Known error on rows outside the fit, 64 fitted per GPU, stack and format: prefill 10 %
-(L40S 16), decode 13 % (L40S 16). Worst: SGLang's Triton prefill on L40S (21 %). A GPU left out,
-among those of its generation of kernels (Hopper and later, or earlier), TensorRT-LLM: 21 % both.
-Whole blocks put together from these and GEMMs, none of them in a fit: TensorRT-LLM prefill 5 %,
-decode 8 %.
+(L40S 16), decode 11 % (L40S 14). Worst: SGLang's Triton prefill on L40S (21 %). A GPU left out, in
+16 bits over all stacks, learning from like kernels (fitting/attention_kernels.py): prefill 22 %
+(13 to 15 %, L40S 47: its Triton kernels were measured nowhere else), decode 16 %; with 8-bit caches
+25 %, prompts of kernels that convert 43 %. Whole blocks put together from these and GEMMs, none of
+them in a fit: TensorRT-LLM prefill 5 %, decode 8 %.
 """
 
 from __future__ import annotations
@@ -75,6 +79,9 @@ FILL_KEYS = 50.0  # keys' worth of pipeline fill per query tile
 PREFILL_HBM_FRAC = 0.83
 PREFILL_NORM = 4.0
 LONG_KERNEL_S = 1e-3
+CONVERT_S = 5.5e-6  # starts and ends of the kernels that widen a cache
+CONVERT_CLOCK = 4.0  # bytes per clock that an SM reads and writes in them
+WIDE_RATE = 0.5  # rate of 16-bit products over that of 8-bit ones
 SWITCH = 0.75  # coefficients that stand for yes (1) or no (0.5)
 FIXED = 1e-4  # spread of discrete facts: chosen among a few values by the fit recipe
 
@@ -84,6 +91,8 @@ MLA_PREFILL_COEFFICIENTS = (
     Coefficient("tile_rows", 128.0, FIXED, 16.0, 512.0, "rows", "height of a query tile"),
     Coefficient("absorbed", 0.5, FIXED, 0.1, 2.0, "yes/no",
                 "1: all heads read the latent cache; 0.5: each head has keys and values"),
+    Coefficient("converted", 0.5, FIXED, 0.1, 2.0, "yes/no",
+                "1: a cache in fewer bits is widened as a whole before it is read"),
     Coefficient("tensor_frac", 0.72, 0.25, 0.05, 1.0, "1", "share of tensor peak inside a tile"),
     Coefficient("softmax_clocks", 0.05, 0.5, 0.001, 2.0, "clocks",
                 "exponential and scaling of one score on an SM, where products do not hide it"),
@@ -104,8 +113,12 @@ MLA_DECODE_COEFFICIENTS = (
     Coefficient("tile_rows", 64.0, FIXED, 8.0, 256.0, "rows", "heads that a thread block takes"),
     Coefficient("least_splits", 1.0, FIXED, 0.5, 64.0, "parts", "parts every context is cut into"),
     Coefficient("most_splits", 64.0, FIXED, 0.5, 128.0, "parts", "parts at most"),
+    Coefficient("converted", 0.5, FIXED, 0.1, 2.0, "yes/no",
+                "1: a cache in fewer bits is widened as a whole before it is read"),
     Coefficient("intake_bytes", 20.0, 0.6, 0.2, 64.0, "bytes per clock",
                 "keys that an SM takes in"),
+    Coefficient("first_keys", 64.0, 1.0, 1.0, 2048.0, "keys",
+                "keys that a thread block takes in within its fixed time"),
     Coefficient("tensor_frac", 0.7, 0.3, 0.05, 1.0, "1", "share of tensor peak reached"),
     Coefficient("hbm_frac", 0.87, 0.1, 0.3, 1.0, "1", "share of HBM bandwidth reached"),
     Coefficient("l2_fit_frac", 0.65, 0.35, 0.1, 3.0, "1", "share of the L2 that keeps a cache"),
@@ -152,6 +165,19 @@ def _rounds(parts: float, sm_count: float) -> float:
 
 
 @jit
+def _conversion(tokens: float, width: float, mla: Any, device: Any) -> tuple[float, float, float]:
+    """(seconds to widen the cache of `tokens`, bytes of an element then read, peak then)."""
+    narrow, wide = mla.kv_element_bytes, mla.query_element_bytes
+    if mla.converted < SWITCH or narrow >= wide:
+        return 0.0, narrow, mla.peak_flops_per_s
+    moved = tokens * width * (narrow + wide)
+    bytes_per_s = min(
+        CONVERT_CLOCK * device.clock_hz * device.sm_count, PREFILL_HBM_FRAC * device.hbm_bytes_per_s
+    )
+    return CONVERT_S + moved / bytes_per_s, wide, WIDE_RATE * mla.peak_flops_per_s
+
+
+@jit
 def mla_decode_work(
     n_sequences: float, context: float, n_heads: float, latent: float, rope: float, mla: Any
 ) -> tuple[float, float]:
@@ -185,13 +211,16 @@ def mla_decode_s(
     flops, moved = mla_decode_work(n_sequences, context, n_heads, latent, rope, mla)
     l2_bytes = mla.l2_fit_frac * device.l2_bytes
     cold_bytes = moved * _cold_frac(moved, warm_frac, l2_bytes)
-    hbm_s = cold_bytes / (mla.hbm_frac * device.hbm_bytes_per_s)
-
     width = latent + rope
+    convert_s, kv_bytes, peak = _conversion(n_sequences * context, width, mla, device)
+    read = moved + n_sequences * context * width * (kv_bytes - mla.kv_element_bytes)
+    hbm_s = read * _cold_frac(read, warm_frac, l2_bytes)
+    hbm_s /= mla.hbm_frac * device.hbm_bytes_per_s
+
     rows = min(n_heads, mla.tile_rows)
     intake_bytes_per_s = mla.intake_bytes * device.clock_hz
-    key_load_s = width * mla.kv_element_bytes / intake_bytes_per_s
-    products_per_s = mla.tensor_frac * mla.peak_flops_per_s / device.sm_count
+    key_load_s = width * kv_bytes / intake_bytes_per_s
+    products_per_s = mla.tensor_frac * peak / device.sm_count
     padded = math.ceil(rows / ROW_PAD) * ROW_PAD
     key_product_s = 2.0 * padded * (width + latent) / products_per_s
     key_s = max(key_load_s, key_product_s)
@@ -216,14 +245,14 @@ def mla_decode_s(
             parts *= cold / mla.hbm_frac + (1.0 - cold) * L2_SPEED
             stream_s += parts / device.hbm_bytes_per_s
         rounds = _rounds(ctas * splits, device.sm_count)
-        grid_s = rounds * (fixed_s + keys * key_s)
+        grid_s = rounds * (fixed_s + max(0.0, keys - mla.first_keys) * key_s)
         stream_s += EXPOSED * rounds * fixed_s
         best_s = min(best_s, _blend(grid_s, stream_s, mla.overlap) + joined_s)
         searching = splits < limit
         splits = min(2.0 * splits, limit)
 
     bound_s = max(flops / mla.peak_flops_per_s, cold_bytes / device.hbm_bytes_per_s)
-    total_s = max(mla.launch_s + best_s, bound_s)
+    total_s = max(mla.launch_s + convert_s + best_s, bound_s)
     bound = BOUND_MEMORY
     if mla.launch_s + fixed_s >= 0.5 * total_s:
         bound = BOUND_LATENCY
@@ -295,7 +324,8 @@ def mla_prefill_s(
         span = rows
     visible = context - 0.5 * (new_tokens - 1.0)
     mean_keys = min(context, visible + 0.5 * min(span, new_tokens))  # masked ones at the diagonal
-    products_per_s = mla.tensor_frac * mla.peak_flops_per_s / device.sm_count
+    convert_s, _, peak = _conversion(n_sequences * context, latent + rope, mla, device)
+    products_per_s = mla.tensor_frac * peak / device.sm_count
     pair_s = 2.0 * (d_qk + d_v) / products_per_s + mla.softmax_clocks / device.clock_hz
     fixed_s = mla.tile_clocks / device.clock_hz
     mean_s = fixed_s + rows * pair_s * (mean_keys + FILL_KEYS)
@@ -309,7 +339,7 @@ def mla_prefill_s(
     memory_s = hbm_s / PREFILL_HBM_FRAC
     memory_s += moved * (1.0 - cold) * L2_SPEED / device.hbm_bytes_per_s
     helpers_s = mla.passes * memory_s
-    total_s = mla.launch_s + _blend(work_s, memory_s, PREFILL_NORM) + helpers_s
+    total_s = mla.launch_s + convert_s + _blend(work_s, memory_s, PREFILL_NORM) + helpers_s
     total_s = max(total_s, flops / mla.peak_flops_per_s, hbm_s)
     bound = BOUND_MEMORY
     if work_s > memory_s + helpers_s:

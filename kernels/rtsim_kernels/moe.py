@@ -26,6 +26,9 @@ widths. Tiles of tile_rows x tile_columns, the fastest of a list:
     stream = (weights of visited experts, rows in and out that miss the L2) / (hbm_frac HBM) * slow
     t      = p-norm(body, stream), exponent `overlap`
 
+Re-used data are in the L2 as far as a part of it holds them (l2_use, l2_partitions): where the L2
+is two halves, each half keeps what its own SMs read, and all SMs read all rows and weights.
+
 slow = 1 + drag r^2 / (r^2 + 64), r rows per visited expert: from about eight rows on kernels
 with wider tiles take over, which keep fewer loads in flight. power = 1 + power_drop log10(1 +
 busy / 0.1 ms): clocks fall in long kernels.
@@ -47,7 +50,7 @@ Sources: grouped products as in MegaBlocks (Gale et al. 2022, arXiv:2211.15841) 
 fused_moe; loads as aiconfigurator's benchmarks state them (`power_law_a`); constants and priors
 from its tables of vLLM, SGLang and TensorRT-LLM on A100, H100, B200, L40S. Known error on rows
 outside the fit, 64 fitted per stack, GPU and format: 11 % with all experts on one GPU, 17 % with
-fewer, 13 % over both; 16 bits on a GPU left out of a joint fit: 21 %. Worst: weight-only formats
+fewer, 13 % over both; 16 bits on a GPU left out of a joint fit: 18 %. Worst: weight-only formats
 (Marlin) on a GPU left out, experts of SGLang's Marlin kernels over several GPUs (30 %).
 """
 
@@ -59,7 +62,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._jit import jit
-from .gemm import ENDLESS_COPIES, PARTITION_EDGE, miss_frac
+from .gemm import ENDLESS_COPIES, kept_bytes, miss_frac, turnover_edge
 from .tables import (
     BOUND_COMPUTE,
     BOUND_LATENCY,
@@ -77,7 +80,8 @@ MOE_COEFFICIENTS = (
     Coefficient("power_drop", 0.11, 0.6, 0.002, 1.5, "1",
                 "slow-down per tenfold length of a kernel beyond 0.1 ms (power limit)"),
     Coefficient("hbm_frac", 0.86, 0.12, 0.1, 1.0, "1", "share of the DRAM bandwidth reached"),
-    Coefficient("l2_use", 0.42, 0.4, 0.05, 1.5, "1", "share of the L2 that keeps re-used data"),
+    Coefficient("l2_use", 0.7, 0.4, 0.05, 2.0, "1",
+                "share of a part of the L2 that keeps re-used data"),
     Coefficient("tile_s", 1.7e-6, 0.7, 1e-8, 5e-5, "s", "fill and drain of a wave of tiles"),
     Coefficient("wave_round", 0.6, 0.6, 0.05, 1.0, "1",
                 "share of a full wave that a partial one costs beyond its work"),
@@ -100,6 +104,7 @@ MOE = np.dtype(
         ("b_bytes", np.float64),  # per weight element, scales included
         ("out_bytes", np.float64),  # per element before and after the layer
         ("weight_copies", np.float64),  # layers cycled through before re-use; endless in a model
+        ("l2_partitions", np.float64),  # parts of the L2 that each keep what all SMs read
         *coefficient_dtype(MOE_COEFFICIENTS).descr,
     ]
 )
@@ -300,13 +305,12 @@ def moe_s(
     row_bytes = n_tokens * hidden_size + touched * (up + expert_width + hidden_size)
     row_bytes *= moe.out_bytes
 
-    cache = moe.l2_use * device.l2_bytes
-    row_miss = miss_frac((weight_bytes + row_bytes) / cache, PARTITION_EDGE)
+    cache = kept_bytes(moe, device)
+    edge = turnover_edge(moe.l2_partitions)
+    row_miss = miss_frac((weight_bytes + row_bytes) / cache, edge)
     weight_miss = 1.0
     if moe.weight_copies < ENDLESS_COPIES:
-        weight_miss = miss_frac(
-            (moe.weight_copies * weight_bytes + row_bytes) / cache, PARTITION_EDGE
-        )
+        weight_miss = miss_frac((moe.weight_copies * weight_bytes + row_bytes) / cache, edge)
     hbm = moe.hbm_frac * device.hbm_bytes_per_s
     crowd = load.rows / load.visited / DRAG_ROWS
     slow = 1.0 + moe.drag * crowd * crowd / (1.0 + crowd * crowd)

@@ -132,6 +132,7 @@ def moe_row(
         b_bytes=operands.b_bytes,
         out_bytes=operands.out_bytes,
         weight_copies=weight_copies,
+        l2_partitions=l2_partitions(gpu.compute_capability),
         **profile.section("moe", *moe_variants(form, backend)),
     )
 
@@ -140,7 +141,7 @@ def moe_row(
 # that their GPU has: generated kernels (trtllm; "min_latency" in TensorRT-LLM's own tables), which
 # take half the time of CUTLASS's at any number of tokens, then the others.
 _MOE_BACKENDS = ("trtllm", "min_latency", "triton", "cutlass", "deepgemm", "cutedsl", "marlin",
-                 "expert_loop")  # fmt: skip
+                 "expert_loop", "marlin_int4")  # fmt: skip
 
 
 def moe_variants(form: str, backend: str = "") -> tuple[str, ...]:

@@ -38,11 +38,11 @@ def rows(coefficients: tuple[Coefficient, ...], dtype: Any, facts: dict[str, lis
 decode_rows = rows(
     mla.MLA_DECODE_COEFFICIENTS, mla.MLA_DECODE,
     {"tile_rows": [16.0, 64.0, 128.0], "least_splits": [1.0, 8.0],
-     "most_splits": [1.0, 8.0, 64.0]},
+     "most_splits": [1.0, 8.0, 64.0], "converted": [0.5, 1.0]},
 )  # fmt: skip
 prefill_rows = rows(
     mla.MLA_PREFILL_COEFFICIENTS, mla.MLA_PREFILL,
-    {"tile_rows": [64.0, 128.0, 256.0], "absorbed": [0.5, 1.0]},
+    {"tile_rows": [64.0, 128.0, 256.0], "absorbed": [0.5, 1.0], "converted": [0.5, 1.0]},
 )  # fmt: skip
 devices = st.builds(
     lambda sms, clock, hbm, l2, flops: np.array((sms, clock, hbm, l2, flops), tables.DEVICE),

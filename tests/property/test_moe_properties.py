@@ -25,6 +25,7 @@ def moe_rows(draw: st.DrawFn) -> np.ndarray:
         "b_bytes": draw(st.sampled_from([a_bytes, min(a_bytes, 0.53)])),
         "out_bytes": 2.0,
         "weight_copies": draw(st.sampled_from([1.0, 1e6])),
+        "l2_partitions": draw(st.sampled_from([1.0, 2.0])),
     }
     for c in moe.MOE_COEFFICIENTS:
         z = draw(st.floats(-2.0, 2.0))

@@ -37,9 +37,10 @@ PREFILL = {
 DECODE = {
     **FACTS,
     "launch_clocks": 5000.0,
-    "cta_bytes": 42_000.0,  # 1 us at 1 TB/s / 100 SMs + 32 B/clock
+    "cta_clocks": 1000.0,
     "row_clocks": 10.0,
-    "group_bytes": 12_600.0,
+    "group_clocks": 300.0,
+    "first_keys": 0.0,
     "intake_frac": 1.0,  # 1 TB/s / 100 SMs + 10 B/clock = 20 GB/s
     "hbm_frac": 1.0,
     "l2_fit_frac": 1.0,
@@ -185,6 +186,14 @@ def test_decode_of_one_short_sequence() -> None:
     expected = (grid_s**8 + stream_s**8) ** (1 / 8)
     assert seconds == pytest.approx(5e-6 + 4e-6 + expected, rel=1e-9)
     assert bound == tables.BOUND_LATENCY
+
+
+def test_the_first_keys_pass_within_the_fixed_time() -> None:
+    later = decode(1, 100, 1, 1, first_keys=60.0)[0]
+    grid_s = 1010e-9 + 40 * 512 / 20e9
+    stream_s = 256 * 2 * (100 + 1) / 1e12 + 1010e-9
+    assert later == pytest.approx(9e-6 + (grid_s**8 + stream_s**8) ** (1 / 8), rel=1e-9)
+    assert decode(1, 100, 1, 1, first_keys=100.0)[0] == decode(1, 100, 1, 1, first_keys=400.0)[0]
 
 
 def test_long_contexts_are_split_and_large_batches_are_not() -> None:
@@ -418,9 +427,13 @@ def test_a_family_of_gpus_learns_decode_from_all_stacks() -> None:
             measured_s = recipe.predict(part, {**coefficients, **facts})
             part = replace(part, measured_s=measured_s)
             parts.append(part.take(np.arange(64)))
-    fitted = recipe.named(recipe.fit_family(parts[1::2], parts))
-    assert fitted["split_rule"] == 1.0  # differs between the GPUs: the usual one
+    own = parts[1::2]
+    fitted = recipe.named(recipe.fit_family(own, own, parts, []))
+    assert fitted["split_rule"] == 1.0  # of no GPU in particular: the usual one
     # Between what all stacks say and what this one says.
     assert truth["launch_clocks"] < fitted["launch_clocks"] < 1.1 * stack["launch_clocks"]
-    alone = recipe.named(recipe.fit_family(parts[:1], parts[:1]))
-    assert fitted["launch_clocks"] > 1.2 * alone["launch_clocks"]
+    other = recipe.named(recipe.fit_family(own, parts[::2], parts, own[1:]))
+    assert other["split_rule"] == 0.5  # of the generation
+    assert fitted["launch_clocks"] > 1.1 * other["launch_clocks"]
+    pooled = recipe.named(recipe.fit_family(own, [], parts, []))
+    assert other["launch_clocks"] < pooled["launch_clocks"] < fitted["launch_clocks"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from rtsim_kernels import compiled, mla, tables
 
 from rtsim.catalog import load_gpu
+from rtsim.fitting import attention_kernels
 from rtsim.fitting import mla as recipe
+from rtsim.fitting.attention_kernels import ADAPTED, TRITON
 from rtsim.kernel_records import absorb_row, absorb_variants, mla_decode_row, mla_prefill_row
 from rtsim.profile import DECLARED, load_profile
 
@@ -155,8 +158,8 @@ def test_rows_hold_the_facts_of_their_formats() -> None:
 # Fit recipe --------------------------------------------------------------------------------------
 
 
-def columns(op: str, count: int = 48) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(2)
+def columns(op: str, count: int = 48, seed: int = 2) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
     context = 2 ** rng.integers(5, 15, count)
     one = np.ones(count, int)
     return {
@@ -224,10 +227,55 @@ def test_time_of_other_kernels_is_added() -> None:
     assert difference == pytest.approx(np.full(4, 1e-3))
 
 
-def test_kernels_made_for_it_come_with_hopper() -> None:
-    assert recipe.has_own_kernels(load_gpu("b200-hgx-180gb"))
-    assert recipe.has_own_kernels(load_gpu("h100-sxm5-80gb"))
-    assert not recipe.has_own_kernels(load_gpu("l40s"))
+def test_a_cache_widened_as_a_whole_costs_its_bytes_once_more() -> None:
+    narrow = {"kv_element_bytes": 1.0}
+    wide, _ = decode(256.0, 8192.0, 16.0, peak_flops_per_s=2.5e14)
+    converted, _ = decode(256.0, 8192.0, 16.0, converted=1.0, **narrow)
+    read_and_written_s = 256 * 8192 * 576 * (1 + 2) / (4.0 * 1e9 * 100)
+    assert converted - wide == pytest.approx(read_and_written_s + mla.CONVERT_S, rel=1e-9)
+    assert decode(256.0, 8192.0, 16.0, **narrow)[0] < wide
+    # Nothing to widen.
+    assert decode(256.0, 8192.0, 16.0, converted=1.0) == decode(256.0, 8192.0, 16.0)
+    assert (
+        prefill(1.0, 64.0, 4096.0, 16.0, converted=1.0, **narrow)[0]
+        > (prefill(1.0, 64.0, 4096.0, 16.0, **narrow)[0])
+    )
+
+
+def _parts(kernels: str, sizes: int, seed: int) -> list[recipe.Rows]:
+    """Rows of two GPUs by the priors and the facts of kernels."""
+    table = columns("generation_attention", sizes, seed)
+    known = {c.name: c.prior for c in recipe.COEFFICIENTS[recipe.DECODE]}
+    known |= recipe.KERNEL_FACTS[recipe.DECODE][kernels]
+    parts = []
+    for name in ("a100-sxm4-80gb", "l40s"):
+        rows = recipe.rows_of(table, np.arange(sizes), recipe.DECODE, lambda _, n=name: load_gpu(n))
+        parts.append(replace(rows, measured_s=recipe.predict(rows, known)))
+    return parts
+
+
+def test_a_gpu_without_rows_has_the_facts_of_its_kernels() -> None:
+    generation = _parts(ADAPTED, 40, 1)
+    left = _parts(TRITON, 60, 2)[0]
+    fit = recipe.fit_family([], generation, TRITON)
+    values = dict(zip(fit.names, fit.values.tolist(), strict=True))
+    error = np.abs(recipe.predict(left, values) / left.measured_s - 1.0)
+    assert error.mean() < 0.1
+    fit = recipe.fit_family(generation, generation, ADAPTED)
+    other = dict(zip(fit.names, fit.values.tolist(), strict=True))
+    assert np.abs(recipe.predict(left, other) / left.measured_s - 1.0).mean() > 1.0
+
+
+def test_kernels_by_stack_and_generation() -> None:
+    a100, h100, b200 = map(load_gpu, ("a100-sxm4-80gb", "h100-sxm5-80gb", "b200-hgx-180gb"))
+    assert attention_kernels.made_for_latent(h100)
+    assert not attention_kernels.made_for_latent(a100)
+    for stack in ("sglang", "trtllm"):
+        assert attention_kernels.latent_kernels(stack, b200) == attention_kernels.GENERATED
+    assert attention_kernels.latent_kernels("sglang", a100) == TRITON
+    assert attention_kernels.decode_kernels("sglang", a100) == attention_kernels.TILED
+    assert attention_kernels.decode_kernels("vllm", b200) == attention_kernels.LIGHT
+    assert attention_kernels.decode_kernels("vllm", load_gpu("mi300x")) == attention_kernels.TILED
 
 
 def test_every_coefficient_is_declared_once_with_bounds_about_its_prior() -> None:

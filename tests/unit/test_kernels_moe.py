@@ -20,7 +20,7 @@ from rtsim.profile import DECLARED, load_profile
 DEVICE = np.array((100.0, 1e9, 1e12, 4e7, 2e13), tables.DEVICE)
 FACTS = {
     "peak_flops_per_s": 2e14, "a_bytes": 2.0, "b_bytes": 2.0, "out_bytes": 2.0,
-    "weight_copies": ENDLESS_COPIES,
+    "weight_copies": ENDLESS_COPIES, "l2_partitions": 1.0,
 }  # fmt: skip
 PRIORS = {c.name: c.prior for c in moe.MOE_COEFFICIENTS}
 MIXTRAL = (4096.0, 14336.0, 8.0, 8.0, 2.0, 3.0)  # hidden, width, experts, local, top_k, matrices
@@ -33,9 +33,15 @@ def row(**changed: float) -> np.ndarray:
     return np.array(tuple(values[name] for name in names), moe.MOE)
 
 
-def timed(n_tokens: float, sizes: tuple[float, ...], skew: float = 0.0, **changed: float) -> Any:
-    form, device = tables.as_row(row(**changed)), tables.as_row(DEVICE)
-    return moe.moe_s(n_tokens, *sizes, skew, form, device)
+def timed(
+    n_tokens: float,
+    sizes: tuple[float, ...],
+    skew: float = 0.0,
+    device: np.ndarray = DEVICE,
+    **changed: float,
+) -> Any:
+    form = tables.as_row(row(**changed))
+    return moe.moe_s(n_tokens, *sizes, skew, form, tables.as_row(device))
 
 
 @pytest.mark.parametrize(
@@ -121,6 +127,17 @@ def test_narrow_weights_and_warm_weights_are_faster() -> None:
     assert timed(4.0, small, weight_copies=1.0)[0] < timed(4.0, small)[0]
 
 
+def test_an_l2_in_two_parts_keeps_half_of_what_all_sms_read() -> None:
+    warm = {"weight_copies": 1.0}
+    fitting = (2048.0, 512.0, 4.0, 4.0, 2.0, 3.0)  # 25 MB of weights
+    whole, _ = timed(64.0, fitting, **warm)
+    parts, _ = timed(64.0, fitting, l2_partitions=2.0, **warm)
+    assert parts > 1.3 * whole
+    halved = DEVICE.copy()
+    halved["l2_bytes"] /= 2.0
+    assert timed(64.0, fitting, device=halved, **warm)[0] == pytest.approx(parts, rel=1e-12)
+
+
 @pytest.mark.parametrize("skew", [0.0, 1.01])
 def test_both_forms_agree(skew: float) -> None:
     sizes = [(1.0, *MIXTRAL), (777.0, 7168.0, 256.0, 256.0, 32.0, 8.0, 3.0),
@@ -182,6 +199,8 @@ def columns(count: int = 60) -> dict[str, np.ndarray]:
 def test_names_of_kernels_tell_their_family() -> None:
     assert recipe.backend_of("moe_torch_flow_min_latency") == "min_latency"
     assert recipe.backend_of("experts_flashinfer_cutlass_x") == "cutlass"
+    assert recipe.backend_of("vllm_marlin_moe") == "marlin"
+    assert recipe.backend_of("vllm_marlin_int4_moe") == "marlin_int4"
     assert recipe.backend_of("") == ""
     assert recipe.skew_of("power_law_x") is None
 

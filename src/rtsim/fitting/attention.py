@@ -17,9 +17,8 @@ Discrete facts of a stack's kernels (`CANDIDATES`) are chosen by the cost of the
 than the usual one has to pay for itself by `SURPRISE`.
 
 For GPUs that nobody measured, `fit_family` fits decode rows of several GPUs: first all stacks
-together, then one stack with that fit as its prior. Decode kernels of one stack differ as much
-from GPU to GPU as those of several stacks do on one, so a row weighs less there
-(`ACROSS_SIGMA`), and each part's discrete facts are those of its own fit. Prefill kernels of a
+together, then those whose kernels are of the kind that the stack runs on the GPU, with that fit as
+their prior (`across`). Each part's discrete facts are those of its own fit. Prefill kernels of a
 stack are more alike: there a joint fit of that stack alone is better.
 """
 
@@ -36,9 +35,10 @@ from numpy.typing import NDArray
 from rtsim_kernels import attention
 from rtsim_kernels.tables import Coefficient
 
-from rtsim.fit import Fit, centred, fit_coefficients
+from rtsim.fit import Fit, fit_coefficients
+from rtsim.fitting.across import Part, fit_alike
 from rtsim.fitting.cluster import cluster_rows
-from rtsim.fitting.measured_rows import MeasuredRows, attention_facts, joined, of_many_sets
+from rtsim.fitting.measured_rows import MeasuredRows, attention_facts, of_many_sets
 from rtsim.fitting.method import by_residency
 from rtsim.specs.gpu import GpuSpec
 
@@ -65,11 +65,6 @@ CANDIDATES: dict[str, dict[str, tuple[float, ...]]] = {
 SURPRISE = 10.0  # cost (squared deviations) that an unusual value must save
 # Facts that change with the GPU's generation: not chosen where rows of several GPUs are fitted.
 OF_ONE_GPU = ("split_rule",)
-
-# What ROW_SIGMA is where kernels of several GPUs and stacks are fitted together, and the share of
-# the declared spreads by which one stack may differ from all.
-ACROSS_SIGMA = 0.6
-STACK_SHARE = 0.2
 
 STARTS = 3
 START_SPREAD = 0.7  # prior deviations by which further starts are moved
@@ -251,6 +246,7 @@ def fit_rows(rows: Rows, *, starts: int = STARTS, seed: int = 0) -> Fit:
                 row_sigma=ROW_SIGMA,
                 start=_moved(coefficients, move),
                 derivative_steps=DERIVATIVE_STEPS,
+                relative=several,
                 many_sets=True,
             )
             fit = replace(fit, values=_exact(fit, chosen))
@@ -262,67 +258,35 @@ def fit_rows(rows: Rows, *, starts: int = STARTS, seed: int = 0) -> Fit:
     return best[1]
 
 
-def fit_family(own: Sequence[Rows], every: Sequence[Rows]) -> Fit:
-    """Fit one stack over several GPUs, for GPUs that were not measured.
+def fit_family(
+    own: Sequence[Rows],
+    alike: Sequence[Rows],
+    every: Sequence[Rows],
+    of_generation: Sequence[Rows],
+) -> Fit:
+    """Fit decode rows of several GPUs and stacks for a GPU that was not measured.
 
-    own: rows of the stack, one part per GPU and format. every: the same for all stacks; only
-    decode kernels learn from them.
+    One part per GPU, stack and format. own: of the stack in question. alike: of kernels of its
+    kind, see `attention_kernels.decode_kernels`. every: all. of_generation: those of `own` on GPUs
+    of the same generation, whose split rule holds.
     """
-    if own[0].kind == PREFILL:
-        return fit_rows(joined(own))
-    facts = {id(part): _facts(part) for part in (*own, *every)}
-    pooled = _fit_parts(every, [facts[id(part)] for part in every])
-    return _fit_parts(own, [facts[id(part)] for part in own], named(pooled), STACK_SHARE)
+    facts = {id(part): discrete_facts(part) for part in (*own, *alike, *every)}
+    usual = {}
+    for name, values in CANDIDATES[DECODE].items():
+        deciding = of_generation if name in OF_ONE_GPU else own
+        found = Counter(facts[id(part)][name] for part in deciding)
+        usual[name] = max(values, key=found.__getitem__) if found else values[0]
+    return fit_alike(
+        [Part(part, facts[id(part)]) for part in alike],
+        [Part(part, facts[id(part)]) for part in every],
+        COEFFICIENTS[DECODE], predict, usual, DERIVATIVE_STEPS,
+    )  # fmt: skip
 
 
-def _facts(rows: Rows) -> dict[str, float]:
+def discrete_facts(rows: Rows) -> dict[str, float]:
     """Discrete facts of rows of one GPU, by a fit of their own."""
     fitted = named(fit_rows(rows, starts=1))
     return {name: fitted[name] for name in CANDIDATES[rows.kind]}
-
-
-def _fit_parts(
-    parts: Sequence[Rows],
-    facts: Sequence[Mapping[str, float]],
-    base: Mapping[str, float] | None = None,
-    share: float = 1.0,
-) -> Fit:
-    """One fit of several parts, each with its own discrete facts.
-
-    The result has the facts of most parts, and the usual ones where they are of one GPU.
-    """
-    kind = parts[0].kind
-    options = CANDIDATES[kind]
-    lengths = [len(part) for part in parts]
-    rows = joined(parts)
-    of_rows = {
-        name: np.repeat([found[name] for found in facts], lengths).astype(float) for name in options
-    }
-    usual = {
-        name: values[0]
-        if name in OF_ONE_GPU
-        else max(values, key=Counter(found[name] for found in facts).__getitem__)
-        for name, values in options.items()
-    }
-    if base is not None:
-        base = {name: value for name, value in base.items() if name not in options}
-    coefficients = tuple(
-        c._replace(prior=usual[c.name]) if c.name in usual else c
-        for c in centred(COEFFICIENTS[kind], base, share)
-    )
-    names = tuple(c.name for c in coefficients)
-
-    def seconds(values: Array) -> Array:
-        return predict(rows, {**dict(zip(names, values.tolist(), strict=True)), **of_rows})
-
-    fit = fit_coefficients(
-        seconds,
-        rows.measured_s,
-        coefficients,
-        row_sigma=ACROSS_SIGMA,
-        derivative_steps=DERIVATIVE_STEPS,
-    )
-    return replace(fit, values=_exact(fit, usual))
 
 
 def _moved(coefficients: tuple[Coefficient, ...], move: Array) -> Array:

@@ -19,6 +19,13 @@ from numpy.typing import NDArray
 from rtsim.device_facts import device_row, link_facts_of
 from rtsim.fit import Fit
 from rtsim.fitting import attention, collective, gemm, memory_bound, mla, moe
+from rtsim.fitting.attention_kernels import (
+    decode_kernels,
+    latent_kernels,
+    made_for_latent,
+    major,
+    runs_like,
+)
 from rtsim.fitting.measured_rows import joined
 from rtsim.fitting.method import launched, stated
 from rtsim.fitting.resolve import memory_bound_machine, section_of
@@ -281,17 +288,32 @@ def fit_blocks(
     return SectionFit(first.section, fit)
 
 
-def fit_family(own: Sequence[Block], every: Sequence[Block]) -> SectionFit:
+def fit_family(
+    own: Sequence[Block], every: Sequence[Block], stack: str = "", gpu: GpuSpec | None = None
+) -> SectionFit:
     """Fit a section for GPUs that were not measured, from blocks of several others.
 
-    own: of the stack in question. every: of all stacks, `own` among them. Only attention learns
-    from other stacks, see `attention.fit_family`, and only where there are several GPUs.
+    own: of the stack in question. every: of all stacks, `own` among them. stack, gpu: for which the
+    fit is; None: for any. Only decode and latent attention learn from other stacks, where these run
+    like kernels (`attention_kernels`), and only where there are several GPUs.
     """
-    first = own[0]
-    if first.kind not in attention.COEFFICIENTS or len({b.gpu.name for b in every}) == 1:
+    first = (*own, *every)[0]
+    if first.kind in mla.COEFFICIENTS and gpu is not None:
+        kernels = latent_kernels(stack, gpu)
+        made = made_for_latent(gpu)
+        generation = [b for b in every if made_for_latent(b.gpu) == made] or list(every)
+        alike = [b for b in generation if runs_like(kernels, latent_kernels(b.stack, b.gpu))]
+        fit = mla.fit_family([b.rows for b in alike], [b.rows for b in generation], kernels)
+        return SectionFit(first.section, fit)
+    if first.kind != attention.DECODE or len({b.gpu.name for b in every}) == 1:
         return fit_blocks(own)
-    fit = attention.fit_family([b.rows for b in own], [b.rows for b in every])
-    return SectionFit(first.section, fit)
+    alike, of_generation = list(own), []
+    if gpu is not None:
+        kernels = decode_kernels(stack, gpu)
+        alike = [b for b in every if decode_kernels(b.stack, b.gpu) == kernels]
+        of_generation = [b for b in own if major(b.gpu) == major(gpu)]
+    parts = [[b.rows for b in found] for found in (own, alike, every, of_generation)]
+    return SectionFit(first.section, attention.fit_family(*parts))
 
 
 def predict(block: Block, fitted: SectionFit) -> Array:

@@ -17,7 +17,7 @@ usual one has to pay for itself by `SURPRISE`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,14 @@ from rtsim_kernels import mla, tables
 
 from rtsim.fit import Fit, centred, fit_coefficients
 from rtsim.fitting import gemm
+from rtsim.fitting.across import Part, fit_alike
+from rtsim.fitting.attention_kernels import (
+    ABSORBING,
+    ADAPTED,
+    GENERATED,
+    MADE_FOR_IT,
+    TRITON,
+)
 from rtsim.fitting.cluster import cluster_rows, spread
 from rtsim.fitting.measured_rows import MeasuredRows, attention_facts, of_many_sets
 from rtsim.specs.gpu import GpuSpec
@@ -56,19 +64,24 @@ BYTES = {"fp16": 2.0, "bf16": 2.0, "fp8": 1.0}
 ARRIVING_BYTES = 2.0  # queries arrive, and outputs leave, in 16 bits also where the math is fp8
 BENCHMARK_COPIES = 1.0  # sets of weights of a batched product before re-use
 
-_OWN_KERNELS = 9  # compute capability, major
-
 ROW_SIGMA = 0.05
-STARTS = 3
+FINALISTS = 3  # sets of discrete facts that are fitted from further starts
+STARTS = 8
 START_SPREAD = 0.7  # prior deviations by which further starts are moved
 DERIVATIVE_STEPS = (0.3, 0.1, 0.02)  # tiles and rounds make times jump: wide first
 SURPRISE = 10.0  # cost (squared deviations) that an unusual value must save
+
+YES_NO = (0.5, 1.0)  # no, and yes
 
 # Values of discrete facts, the usual ones first; facts that belong together stand together.
 CANDIDATES: dict[str, tuple[tuple[dict[str, float], ...], ...]] = {
     PREFILL: (
         ({"tile_rows": 128.0}, {"tile_rows": 64.0}, {"tile_rows": 256.0}),
-        ({"absorbed": 0.5}, {"absorbed": 1.0}),
+        (
+            {"absorbed": 0.5, "converted": 0.5},
+            {"absorbed": 1.0, "converted": 0.5},
+            {"absorbed": 1.0, "converted": 1.0},
+        ),
     ),
     DECODE: (
         tuple({"tile_rows": rows} for rows in (64.0, 128.0, 16.0, 32.0)),
@@ -78,8 +91,32 @@ CANDIDATES: dict[str, tuple[tuple[dict[str, float], ...], ...]] = {
             {"least_splits": 8.0, "most_splits": 8.0},
             {"least_splits": 8.0, "most_splits": 32.0},
         ),
+        ({"converted": 0.5}, {"converted": 1.0}),
     ),
 }
+
+# Discrete facts by kind of kernels, as the stacks' sources state them, for GPUs without rows.
+_ONE_CTA = {"least_splits": 1.0, "most_splits": 1.0, "converted": 0.5}
+_SPLIT = {"least_splits": 1.0, "most_splits": 64.0, "converted": 0.5}
+_PER_HEAD = {"absorbed": 0.5, "converted": 0.5}
+KERNEL_FACTS: dict[str, dict[str, dict[str, float]]] = {
+    PREFILL: {
+        GENERATED: {"tile_rows": 256.0, **_PER_HEAD},
+        MADE_FOR_IT: {"tile_rows": 128.0, **_PER_HEAD},
+        ABSORBING: {"tile_rows": 64.0, "absorbed": 1.0, "converted": 1.0},
+        ADAPTED: {"tile_rows": 128.0, **_PER_HEAD},
+        TRITON: {"tile_rows": 64.0, **_PER_HEAD},
+    },
+    DECODE: {
+        GENERATED: {"tile_rows": 128.0, **_SPLIT},
+        MADE_FOR_IT: {"tile_rows": 128.0, **_SPLIT},
+        ABSORBING: {"tile_rows": 64.0, **_SPLIT, "converted": 1.0},
+        ADAPTED: {"tile_rows": 64.0, **_ONE_CTA},
+        TRITON: {
+            "tile_rows": 16.0, "least_splits": 8.0, "most_splits": 32.0, "converted": 0.5,
+        },
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,15 +136,6 @@ class Rows(MeasuredRows):
     facts: Array
     device: NDArray[np.void]
     rest_s: Array
-
-
-def has_own_kernels(gpu: GpuSpec) -> bool:
-    """Whether libraries have kernels made for latent attention on this GPU: Hopper and later.
-
-    Earlier ones run adapted kernels, which do not split contexts. One fit over both serves neither.
-    """
-    major = gpu.compute_capability.partition(".")[0]
-    return major.isdigit() and int(major) >= _OWN_KERNELS
 
 
 def is_absorbed(coefficients: Mapping[str, float]) -> bool:
@@ -238,43 +266,73 @@ def fit_rows(
     """
     declared = centred(COEFFICIENTS[rows.kind], base, base_spread)
     names = tuple(c.name for c in declared)
-    options = CANDIDATES[rows.kind]
+    narrow = bool((rows.facts[:, 2] < rows.facts[:, 1]).any())
+    options = [
+        [facts for facts in group if narrow or facts.get("converted", YES_NO[0]) == YES_NO[0]]
+        for group in CANDIDATES[rows.kind]
+    ]
     moves = np.random.default_rng(seed).normal(
         scale=START_SPREAD, size=(2 if quick else STARTS, len(declared))
     )
     moves[0] = 0.0
-
     seconds = of_many_sets(predict, rows, names)
-    best: tuple[float, Fit] | None = None
-    for combination in itertools.product(*options):
-        chosen = {name: v for facts in combination for name, v in facts.items()}
-        unusual = sum(facts != usual[0] for facts, usual in zip(combination, options, strict=True))
+
+    def fitted(chosen: Mapping[str, float], move: Array) -> tuple[float, Fit]:
+        """(cost but for surprise, fit) with some discrete facts, from priors moved by `move`."""
         coefficients = tuple(
             c._replace(prior=chosen[c.name]) if c.name in chosen else c for c in declared
         )
-        for move in moves:
-            fit = fit_coefficients(
-                seconds,
-                rows.measured_s,
-                coefficients,
-                row_sigma=ROW_SIGMA,
-                start=np.array(
-                    [
-                        c.prior * np.exp(c.spread * z)
-                        for c, z in zip(coefficients, move, strict=True)
-                    ]
-                ),
-                derivative_steps=DERIVATIVE_STEPS,
-                many_sets=True,
-            )
-            values = [chosen.get(n, v) for n, v in zip(names, fit.values.tolist(), strict=True)]
-            fit = replace(fit, values=np.array(values))
-            cost = _cost(fit, coefficients) + SURPRISE * unusual
-            if best is None or cost < best[0]:
-                best = (cost, fit)
-    if best is None:
-        raise ValueError("no candidates to choose from")
-    return best[1]
+        pairs = zip(coefficients, move.tolist(), strict=True)
+        fit = fit_coefficients(
+            seconds,
+            rows.measured_s,
+            coefficients,
+            row_sigma=ROW_SIGMA,
+            start=np.array([c.prior * np.exp(c.spread * z) for c, z in pairs]),
+            derivative_steps=DERIVATIVE_STEPS,
+            many_sets=True,
+        )
+        values = [chosen.get(n, v) for n, v in zip(names, fit.values.tolist(), strict=True)]
+        fit = replace(fit, values=np.array(values))
+        return _cost(fit, coefficients), fit
+
+    found = []
+    for combination in itertools.product(*options):
+        chosen = {name: v for facts in combination for name, v in facts.items()}
+        unusual = sum(facts != usual[0] for facts, usual in zip(combination, options, strict=True))
+        cost, fit = fitted(chosen, moves[0])
+        found.append((cost + SURPRISE * unusual, SURPRISE * unusual, chosen, fit))
+    found.sort(key=lambda entry: entry[0])
+    best_cost, _, _, best = found[0]
+    for _, surprise, chosen, _ in found[:FINALISTS]:
+        for move in moves[1:]:
+            cost, fit = fitted(chosen, move)
+            if cost + surprise < best_cost:
+                best_cost, best = cost + surprise, fit
+    return best
+
+
+def fit_family(alike: Sequence[Rows], generation: Sequence[Rows], kernels: str) -> Fit:
+    """Fit rows of several GPUs and stacks for a GPU that was not measured.
+
+    One part per GPU, stack and format. alike: of the same kernels. generation: of all GPUs that
+    have kernels made for latent attention, or of those that have not: one fit over both serves
+    neither. kernels: a key of KERNEL_FACTS.
+    """
+    facts = {id(part): discrete_facts(part) for part in (*alike, *generation)}
+    kind = generation[0].kind
+    return fit_alike(
+        [Part(part, facts[id(part)]) for part in alike],
+        [Part(part, facts[id(part)]) for part in generation],
+        COEFFICIENTS[kind], predict, KERNEL_FACTS[kind][kernels], DERIVATIVE_STEPS,
+    )  # fmt: skip
+
+
+def discrete_facts(rows: Rows) -> dict[str, float]:
+    """Discrete facts of rows of one GPU, by a fit of their own."""
+    fit = fit_rows(rows, quick=True)
+    values = dict(zip(fit.names, fit.values.tolist(), strict=True))
+    return {name: values[name] for name in next(iter(KERNEL_FACTS[rows.kind].values()))}
 
 
 def _cost(fit: Fit, coefficients: tuple[tables.Coefficient, ...]) -> float:
