@@ -1,39 +1,48 @@
 """Continuous batching in its steady state: means of a closed loop, in closed form.
 
-n requests are in flight in a group of GPUs, each with I prompt and O output tokens; when one ends
-the next arrives. Steps are pure decode steps, which take d, and steps with a chunk of one prompt,
-which take t; k chunks make a prompt, so a prompt costs all others
+n requests are in flight in a group of GPUs (a pipeline's stages are streams of n / stages), each
+with I prompt and O output tokens; when one ends the next is on its way. Steps are pure decode
+steps, which take d, and steps with prompts, which take t; k steps make a prompt, m prompts share
+a step. All is balance of requests over the steps of a cycle; a step has tokens for those in it, so
+that what matters is counted in steps, not in time.
 
-    x = k (t - d) / m    chunks beside decodes        x = k t / m    prompts in steps of their own
+**Outside.** From one answer to the start of the next request's prompt pass `request_s` and what is
+left of a step that is under way, E[s^2] / (2 E[s]) over the lengths s of steps, or all of a step
+where the request is back sooner than one ends. The share o of a cycle is spent so; n (1 - o)
+requests decode in a pure decode step.
 
-with m prompts in a step: those that arrive while one runs, at least one, at most the budget.
+**Prompts beside decodes** (`MIXED`). A cycle has C = outside / E[s] + W + k + O - 1 steps, with W
+steps of waiting. Prompts are in the share p = n k / (C m) of steps, and where n (O - 1) / C
+sequences decode on average, those beside prompts are
 
-A request spends A before its first token (to the scheduler and back, half a step that is under
-way, waiting, `own` in its prompt's steps) and D = (O - 1) tpot decoding; in all T. While it
-decodes, the n - 1 others send (n - 1) / T prompts a second:
+    D_m = (n (O - 1) / C - (1 - p) D_d) / p,   D_d = n (1 - o)
+    tpot = ((1 - p) D_d d + p D_m t) / ((1 - p) D_d + p D_m)
 
-    D = (O - 1) d + x D (n - 1) / T,   T = A + D
+**Prompts first** (`PREFILL_FIRST`). No token comes out while prompts run, which take Y = n k t / m
+of a cycle T; the rest of the time is decode steps of n (1 - o):
 
-Waiting, in A, is that of a server with prompts as customers: with u = x (n - 1) / T the share of
-time that the others keep it busy, the mean wait is u x / (2 (1 - u)) (M/D/1; Pollaczek and
-Khinchine), and more for those that arrive together with others: a share `bunching` of the n - 1,
-half of them ahead. With A = a + u x / (2 (1 - u)) this is a quadratic,
+    (T - Y) (T - outside) = (O - 1) d T
 
-    T^2 - (a + y + s) T + a y - x y / 2 = 0,   y = x (n - 1),   s = (O - 1) d
+Waiting moves time from decoding to before the first token and leaves T as it is.
 
-and no cycle is shorter than the n prompts that are in it. For long outputs tpot = d + y / (O - 1).
-Of the n requests the share D / T decodes at a time, which sets the batch of a decode step. Requests
-above what runs at once (cache, limit of the scheduler) wait outside, by Little's law T / n each.
+**Waiting** is that of a server with prompts as customers of service k' = I / budget steps, u the
+share of time that the others keep it busy: u^2 k' / (2 (1 - u)) for those ahead, of M/D/1
+(Pollaczek and Khinchine), and u (k' - 1) / 2 for what is left of a prompt of several steps beyond
+the step that is under way. No cycle is shorter than its n prompts take at a full budget.
 
-Speculative decoding checks m drafted tokens and one more per step and keeps
+**Together.** Those that arrive in one step share the next: a request finds (n - 1) E[s^2] /
+(E[s] T) others there, by which its own step is longer; a step that has any has x / (1 - exp(-x))
+of them for a mean of x (Poisson). Requests of equal lengths that came together stay together: a
+share `bunching` of the others, fitted on such runs, meets a request's prompt each time.
 
-    (1 - a^(m+1)) / (1 - a)
+**Lockstep.** Groups that share experts step together (`lockstep.py`): where another has a prompt, a
+group's decode step is as long as that prompt's; the experts see the mean of the groups' tokens.
 
-of them on average for an acceptance a (Leviathan et al., ICML 2023, eq. 1); drafting costs
-`draft_frac` of a decode step per token.
+Requests above what runs at once (cache, limit of the scheduler) wait outside, by Little's law T / n
+each.
 
-Known error: docs/accuracy-serving.md, from rows outside the fit. Ignored: the spread of lengths,
-and synchronised starts beyond `bunching`.
+Known error: docs/accuracy-serving.md, from rows outside the fit; against the event simulation
+docs/serving.md. Ignored: the spread of contexts, chance differences between groups.
 """
 
 from __future__ import annotations
@@ -42,36 +51,15 @@ import math
 from typing import Any, NamedTuple
 
 from ._jit import inner, jit
+from .load import MIXED, Load, decode_batch, drafting, tokens_per_step
+from .lockstep import prompts_in_lockstep
 from .mixed import Batch, engine_step_s
 
-# How prompts get into steps.
-MIXED = 0.0
-PREFILL_FIRST = 1.0
-# Of the fixed point between what is in a step and the time that steps take: long outputs settle in
-# two rounds, prompts that share steps in four or five.
+# Of the fixed point between what is in a step and the time that steps take.
 ROUNDS = 12
 STEEPEST = 0.8  # slope of the line to where it settles, rising; falling, 1 over it
 SETTLED = 3e-3
-
-
-class Load(NamedTuple):
-    """What is asked of one group, and the limits of its scheduler.
-
-    in_flight requests; running at most `most_running`; cached_tokens of a prompt's input_len are
-    in the prefix cache. speculated: tokens drafted per step, with `acceptance` each.
-    """
-
-    in_flight: float
-    most_running: float
-    input_len: float
-    output_len: float
-    cached_tokens: float
-    policy: float
-    token_budget: float
-    stages: float
-    speculated: float
-    acceptance: float
-    draft_frac: float
+_FEW = 1e-9
 
 
 class Steady(NamedTuple):
@@ -88,41 +76,214 @@ class Steady(NamedTuple):
     busy_frac: float  # share of time that prompts take
 
 
+class Steps(NamedTuple):
+    """Steps of a stream: seconds, chances and counts.
+
+    decode_s: of a pure decode step; prompt_s: with prompts in it. any_chance: of a step to have
+    prompts in any group; own_s: a step without prompts of this group; mean_s: any. together:
+    prompts of this group in a step that has some.
+    """
+
+    decode_s: float
+    prompt_s: float
+    any_chance: float
+    own_s: float
+    mean_s: float
+    together: float
+
+
+class Cycle(NamedTuple):
+    """A request's cycle, seconds: all of it, its decode steps; and what is where.
+
+    decoding: sequences of a pure decode step; beside: of one with prompts; sharing: prompts that
+    share a request's first step, its own in; each_step: prompts of this group a step.
+    """
+
+    cycle_s: float
+    decoding_s: float
+    decoding: float
+    beside: float
+    sharing: float
+    each_step: float
+
+
 @inner
-def tokens_per_step(speculated: float, acceptance: float) -> float:
-    """Tokens that a sequence gets per decode step."""
-    if speculated <= 0.0:
+def arrival_step_s(
+    decode_s: float, each_s: float, per_s: float, most_s: float, policy: float
+) -> float:
+    """Length of the step in which a request arrives, E[s^2] / E[s], at most most_s.
+
+    per_s: requests that arrive; each_s: what one adds to a step. Those that arrive in a step, a
+    Poisson number, make the next one, beside decodes s' = d + x N(s), or in steps of their own
+    s' = x N(s), d where there are none; so with u = x per_s
+
+        d / (1 - u) + u x / (1 - u^2)        d / (1 + u) + u x / (1 - u^2)
+    """
+    busy = min(per_s * each_s, 1.0 - 1e-6)
+    apart = 1.0 - busy if policy == MIXED else 1.0 + busy
+    return float(min(decode_s / apart + busy * each_s / (1.0 - busy * busy), max(most_s, decode_s)))
+
+
+@inner
+def long_step_s(window_s: float, decode_s: float, per_s: float, least_s: float) -> float:
+    """The length of steps that begin per_s, others lasting decode_s, such that an arrival finds
+    itself in a step of window_s on average."""
+    excess_s = window_s - decode_s
+    if per_s <= 0.0 or excess_s <= 0.0:
+        return least_s
+    root = math.sqrt(decode_s * decode_s + 4.0 * excess_s / per_s)
+    return float(max(least_s, 0.5 * (decode_s + root)))
+
+
+@inner
+def prompts_together(decode_s: float, prompt_s: float, per_s: float) -> float:
+    """Prompts of a step that has some, where per_s arrive; those of a step make the next one.
+
+    Steps with prompts are the share p of all with p = (1 - p) (1 - exp(-per_s d)) +
+    p (1 - exp(-per_s t)).
+    """
+    some = -math.expm1(-per_s * decode_s)
+    if some <= 1e-9:
         return 1.0
-    if acceptance >= 1.0:
-        return speculated + 1.0
-    return (1.0 - acceptance ** (speculated + 1.0)) / (1.0 - acceptance)
+    chance = some / (some + math.exp(-min(500.0, per_s * prompt_s)))
+    return float(max(1.0, per_s * (decode_s + chance * (prompt_s - decode_s)) / chance))
 
 
 @inner
-def decode_batch(load: Any, decoding: float, context: float) -> Any:
-    """The batch of a pure decode step; drafted tokens are checked with the last one."""
-    return Batch(
-        decoding / load.stages, context + load.speculated, 0.0, 0.0, 0.0, 0.0,
-        1.0 + load.speculated,
-    )  # fmt: skip
+def met_on_arrival(
+    chance: float, long_s: float, decode_s: float, at_random: float, way_s: float
+) -> tuple[float, float]:
+    """(chance, mean seconds left) of a step with prompts that a request finds under way.
+
+    chance: of a step to have prompts of others, then it takes long_s. A request is sent when a step
+    ends and on its way for anything from 0 to 2 way_s. Ways shorter than such a step meet it where
+    it begins at once, or at the end of one of the decode steps in between, h = chance / d a second:
+
+        met = p + (1 - p) (1 - exp(-h a))                                    after a time a < t
+        left = p (t - a) + (1 - p) ((t - a) (1 - exp(-h a)) + (1 - exp(-h a) (1 + h a)) / h)
+
+    Longer ones meet steps as a look at random does: at_random of the time, half of one left.
+    """
+    if chance <= 0.0 or long_s <= 0.0:
+        return 0.0, 0.0
+    a_s = min(way_s, 0.5 * long_s)
+    rate = chance / max(decode_s, 1e-6)
+    none = math.exp(-rate * a_s)
+    met = chance + (1.0 - chance) * (1.0 - none)
+    left_s = (long_s - a_s) * met
+    left_s += (1.0 - chance) * (1.0 - none * (1.0 + rate * a_s)) / rate
+    short = min(1.0, 0.5 * long_s / max(way_s, 1e-9))
+    return (
+        short * met + (1.0 - short) * at_random,
+        short * left_s + (1.0 - short) * 0.5 * at_random * long_s,
+    )
+
+
+@inner
+def at_work(requests: float, away_frac: float) -> float:
+    """Of `requests`, those in the engine where there is any."""
+    away_frac = min(away_frac, 1.0 - 1e-6)
+    return float(requests * (1.0 - away_frac) / (1.0 - away_frac**requests))
 
 
 @inner
 def cycle_of(
-    fixed_s: float, prompt_s: float, others: float, decoding_s: float, hindered: float
-) -> float:
-    """Seconds T of a request's cycle: fixed parts, waiting for prompts, and its decode steps.
+    steps: Any, requests: float, output_steps: float, chunks: float, budgets: float,
+    load: Any, engine: Any, before: Any,
+) -> Any:  # fmt: skip
+    """`Cycle` of the requests of a stream, given its steps.
 
-    fixed_s: a of the quadratic; decoding_s: s. hindered: 1 where prompts hold decoding up, 0 where
-    they run elsewhere.
+    output_steps: decode steps of a request; chunks: steps of a prompt; budgets: of a step that a
+    prompt takes. before: the last round's.
     """
-    others_s = others * prompt_s
-    apart_s = (1.0 - hindered) * decoding_s  # of the decode steps, those that prompts do not touch
-    base_s = fixed_s + apart_s
-    total_s = base_s + others_s + hindered * decoding_s
-    product = base_s * others_s - 0.5 * prompt_s * others_s
-    root = math.sqrt(max(0.0, total_s * total_s - 4.0 * product))
-    return max(0.5 * (total_s + root), (others + 1.0) * prompt_s)
+    others = requests - 1.0
+    everyone = requests + (load.groups - 1.0) * load.in_flight / load.stages
+    company = min(1.0, everyone - 1.0)
+    per_s = others / before.cycle_s  # prompts of the others
+    most = max(1.0, 1.0 / budgets)  # that a step takes
+    each_s = max(0.0, steps.prompt_s - steps.decode_s) / steps.together
+    if load.policy != MIXED:
+        each_s = steps.prompt_s / steps.together
+    full_s = steps.prompt_s + each_s * max(0.0, most - steps.together)
+    service_s = (steps.prompt_s if load.policy == MIXED else full_s) * budgets
+    least_s = requests * steps.prompt_s * budgets  # no cycle is shorter
+    square = (1.0 - steps.any_chance) * steps.decode_s**2
+    window_s = (square + steps.any_chance * steps.prompt_s**2) / steps.mean_s
+    # Ways shorter than a step with prompts bring those that were answered when it began.
+    short = min(1.0, 0.5 * steps.prompt_s / max(engine.request_s, 1e-9))
+    if load.groups <= 1.0 and chunks <= 1.0:
+        found_s = arrival_step_s(steps.decode_s, each_s, per_s, full_s, load.policy)
+        window_s = short * window_s + (1.0 - short) * max(window_s, found_s)
+    prompts_per_s = steps.any_chance / steps.mean_s * (1.0 - 1.0 / max(1.0, everyone))
+    long_s = long_step_s(window_s, steps.decode_s, prompts_per_s, steps.prompt_s)
+    at_random = min(1.0, prompts_per_s * long_s)
+    met, left_s = met_on_arrival(
+        prompts_per_s * steps.mean_s, long_s, steps.decode_s, at_random, engine.request_s
+    )
+    half_s = 0.5 * steps.decode_s
+    found_s = max(met * long_s + (1.0 - met) * steps.decode_s, steps.mean_s)
+    window_s = short * steps.mean_s + (1.0 - short) * found_s
+    away_s = max(
+        engine.request_s + company * (left_s + (1.0 - met) * half_s), company * steps.mean_s
+    )
+    # Beyond the step that a request shares with others that came together with it.
+    bunched = engine.bunching * load.equal * others
+    bunch_steps = 0.5 * max(0.0, bunched * budgets - 1.0)
+    sharing = max(min(1.0 + per_s * window_s + bunched, most), steps.together)
+    longer_s = chunks * each_s * (sharing - steps.together) / load.groups
+    busy = min(others / requests, per_s * service_s)
+    if load.policy != MIXED:
+        busy *= min(1.0, before.decoding_s / before.cycle_s)
+    waits_s = 0.5 * busy * max(0.0, budgets - 1.0) * steps.prompt_s
+    waits_s += 0.5 * service_s * busy ** math.sqrt(2.0 * (most + 1.0)) / (1.0 - busy)
+    seen = min(1.0, met / max(_FEW, at_random))
+    waits_s *= seen + (1.0 - seen) * steps.mean_s / steps.prompt_s
+    waits_s += bunch_steps * steps.prompt_s
+    before_s = away_s + longer_s + chunks * steps.prompt_s + waits_s
+    if load.policy == MIXED:
+        away_prompts = away_s / steps.mean_s * steps.any_chance
+        away_decodes = away_s / steps.mean_s - away_prompts
+        if load.groups <= 1.0:
+            away_prompts = max(met, prompts_per_s * away_s)
+            left_over_s = away_s - away_prompts * steps.prompt_s
+            away_decodes = max(0.0, left_over_s) / max(steps.decode_s, 1e-6)
+        away = away_prompts + away_decodes
+        count = away + chunks + output_steps + waits_s / steps.prompt_s
+        count = max(count, requests * budgets)
+        idle = min(1.0 - 1e-6, away / count) ** requests if load.groups <= 1.0 else 0.0
+        each_step = requests * chunks / (count * (1.0 - idle))
+        chance = min(1.0, each_step / steps.together)
+        away_frac = away_decodes / max(_FEW, count * (1.0 - chance))
+        decoding = at_work(requests, min(away_frac, away_s / before.cycle_s))
+        waiting = count - away_decodes - chunks - output_steps
+        beside = requests - steps.together * (1.0 + waiting / chunks)
+        beside = min(max(0.0, beside), decoding)
+        weight = (1.0 - chance) * decoding + chance * beside
+        token_s = (1.0 - chance) * decoding * steps.own_s + chance * beside * steps.prompt_s
+        decoding_s = 0.0
+        if output_steps > 0.0:
+            decoding_s = steps.prompt_s if weight <= 0.0 else token_s / weight
+            decoding_s = output_steps * decoding_s - longer_s * min(1.0, beside)
+            decoding_s = max(decoding_s, output_steps * steps.own_s)
+        cycle_s = max(before_s + decoding_s, least_s)
+        return Cycle(cycle_s, decoding_s, decoding, beside, sharing, each_step)
+    own_s = output_steps * steps.own_s
+    decode_away_s = max(engine.request_s + company * half_s, company * steps.decode_s)
+    away_frac = min(1.0 - 1e-6, decode_away_s / before.cycle_s)
+    idle = away_frac**requests if load.groups <= 1.0 else 0.0
+    prompts_s = requests * chunks * steps.prompt_s / steps.together
+    stretched_s = prompts_s / (1.0 - idle)
+    total_s = stretched_s + decode_away_s + own_s
+    root = math.sqrt(max(0.0, total_s * total_s - 4.0 * stretched_s * decode_away_s))
+    cycle_s = max(0.5 * (total_s + root), least_s)
+    decoding_s = max(cycle_s - before_s, own_s)
+    decode_passes = max(0.0, cycle_s * (1.0 - idle) - prompts_s) / max(_FEW, steps.own_s)
+    passes = requests * chunks / steps.together
+    each_step = requests * chunks / (passes + decode_passes)
+    return Cycle(
+        max(cycle_s, decoding_s + before_s), decoding_s, at_work(requests, away_frac), 0.0,
+        sharing, each_step,
+    )  # fmt: skip
 
 
 @inner
@@ -138,188 +299,123 @@ def where_it_settles(now: float, then: float, before: float, then_before: float)
     return now + (then - now) / (1.0 - slope)
 
 
+@inner
+def near(a: float, b: float) -> bool:
+    return bool(abs(a - b) <= SETTLED * max(a, b))
+
+
 @jit
 def steady_state(
     load: Any, operators: Any, segments: Any, machine: Any, engine: Any, times: Any
 ) -> Any:
     """`Steady` of a load on an engine; `times`, shape (operators, 2), is that of a decode step."""
-    running = max(1e-9, min(load.in_flight, load.most_running))
-    others = max(0.0, running - 1.0)
+    running = max(_FEW, min(load.in_flight, load.most_running))
+    stated = running / load.stages
+    requests = max(1.0, stated)  # of a stream that is not empty
+    present = min(1.0, stated)  # the chance of a group to have any
+    alike = present if load.groups > 1.0 else 1.0
     new = max(1.0, load.input_len - load.cached_tokens)
     mean_context = load.input_len + 0.5 * load.output_len
+    checked = 1.0 + load.speculated
     gain = tokens_per_step(load.speculated, load.acceptance)
-    steps = max(0.0, load.output_len - 1.0) / gain
+    output_steps = max(0.0, load.output_len - 1.0) / gain
     room = load.token_budget
     if load.policy == MIXED:
-        room = max(0.25 * load.token_budget, load.token_budget - running / load.stages)
+        room = max(0.25 * load.token_budget, load.token_budget - requests * checked)
     chunk = min(new, room)
     chunks = new / chunk
+    budgets = new / room
     chunk_context = load.cached_tokens + 0.5 * (new + chunk)
-    decoding = running if steps > 0.0 else 0.0
-    together = 1.0  # prompts in a step
-    decode_s = 0.0
-    mixed_s = 0.0
-    own_s = 0.0
-    prompt_s = 0.0
-    cycle_s = 0.0
-    spent_s = 0.0
+    most = max(1.0, min(requests, room / chunk))
+    decoding = requests
+    beside_frac = max(0.0, 1.0 - 1.0 / requests)
+    each_step = requests * chunks / (chunks + output_steps)
+    together = min(most, 1.0 + 0.5 * each_step * beside_frac)
+    steps = Steps(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    cycle = Cycle(0.0, 0.0, 0.0, 0.0, 1.0, 0.0)
     together_before = 0.0
     arriving_before = 0.0
-    decoding_before = 0.0
-    decoded_before = 0.0
     for i in range(ROUNDS):
-        beside = 0.0
-        if load.policy == MIXED:
-            beside = max(0.0, decoding - 1.0) / load.stages
-        in_step = max(decoding, min(1.0, running))  # a step that decodes has a sequence at least
-        mixed_s = engine_step_s(
-            Batch(beside, mean_context, together, chunk, chunk_context, together / chunks,
-                  1.0 + load.speculated), False,
-            operators, segments, machine, engine, times,
+        chance = min(1.0, each_step / together)
+        any_chance = chance
+        others_chance = 0.0
+        largest = together
+        share = 1.0  # of the groups that have prompts where any has
+        if load.groups > 1.0:
+            shared = prompts_in_lockstep(present * each_step, load.groups)
+            any_chance = max(shared.any_chance, chance * present)
+            largest = min(most, together * shared.most / shared.together)
+            share = chance * present / any_chance
+            others_chance = max(0.0, any_chance - chance) / max(_FEW, 1.0 - chance)
+        beside = decoding * beside_frac if load.policy == MIXED else 0.0
+        pooled = 1.0
+        if load.groups > 1.0:
+            own_tokens = beside * checked + largest * chunk
+            tokens = share * (beside * checked + together * chunk)
+            tokens += max(0.0, present - share) * decoding * checked
+            pooled = min(1.0, tokens / own_tokens)
+        prompt_s = engine_step_s(
+            Batch(beside, mean_context, largest, chunk, chunk_context, largest / chunks, checked,
+                  pooled), False, operators, segments, machine, engine, times,
         )  # fmt: skip
         decode_s = 0.0
-        if decoding > 0.0:
-            decode_s = engine_step_s(
-                decode_batch(load, in_step, mean_context), False, operators, segments, machine,
-                engine, times,
+        if output_steps > 0.0:
+            decode_s = drafting(load) * engine_step_s(
+                decode_batch(load, max(decoding, 1.0), mean_context, alike), False, operators,
+                segments, machine, engine, times,
             )  # fmt: skip
-            decode_s *= 1.0 + load.draft_frac * load.speculated
-        own_s = chunks * mixed_s
-        # What the decodes beside a prompt would have taken without it is not the prompt's.
-        prompt_s = chunks * max(0.0, mixed_s - min(1.0, beside) * decode_s)
-        prompt_s /= load.stages * together
-        fixed_s = engine.request_s + own_s + 0.5 * engine.bunching * others * prompt_s
-        fixed_s += 0.5 * min(1.0, others) * decode_s  # the step that is under way
-        cycle_s = cycle_of(fixed_s, prompt_s, others, steps * decode_s, 1.0)
-        spent_s = min(steps * decode_s / (1.0 - others * prompt_s / cycle_s), cycle_s - own_s)
-        if load.policy == MIXED and decode_s > 0.0:
-            # A step takes one budget of prompts: no cycle is shorter than the steps of its prompts,
-            # and where all steps hold prompts a token takes one of them.
-            spent_s = min(spent_s, steps * max(mixed_s, decode_s))
-            cycle_s = max(cycle_s, running * chunks * mixed_s / (load.stages * together))
-        arriving = others / cycle_s * mixed_s / load.stages
-        arriving = min(max(1.0, arriving), max(1.0, room / chunk))
-        decoded = decoding
-        if steps > 0.0:
-            decoded = max(1e-9, running * spent_s / cycle_s)
-        if abs(arriving - together) <= SETTLED * together and (
-            abs(decoded - decoding) <= SETTLED * decoding
-        ):
+        if load.policy == MIXED:
+            prompt_s = max(prompt_s, decode_s)
+        steps = Steps(
+            decode_s, prompt_s, any_chance,
+            (1.0 - others_chance) * decode_s + others_chance * prompt_s,
+            (1.0 - any_chance) * decode_s + any_chance * prompt_s, together,
+        )  # fmt: skip
+        if i == 0:
+            guess_s = engine.request_s + chunks * prompt_s + output_steps * max(
+                decode_s, steps.mean_s
+            )
+            cycle = Cycle(guess_s, output_steps * decode_s, 0.0, 0.0, 1.0, each_step)
+        cycle = cycle_of(steps, requests, output_steps, chunks, budgets, load, engine, cycle)
+        others = requests - 1.0
+        arriving = prompts_together(decode_s, prompt_s, others / cycle.cycle_s)
+        arriving += engine.bunching * load.equal * others
+        if load.groups > 1.0:
+            arriving = prompts_in_lockstep(present * cycle.each_step, load.groups).together
+        arriving = min(max(arriving, cycle.each_step), most)  # or they would take all steps
+        settled = (
+            near(arriving, together) and near(cycle.decoding, decoding)
+            and near(cycle.each_step, each_step)
+            and near(1.0 + cycle.beside, 1.0 + decoding * beside_frac)
+        )  # fmt: skip
+        if settled:
             break
+        decoding = min(requests, cycle.decoding)
+        beside_frac = min(1.0, cycle.beside / decoding)
+        each_step = cycle.each_step
         next_together = arriving
-        next_decoding = decoded
         if i > 0:
             next_together = where_it_settles(together, arriving, together_before, arriving_before)
-            next_decoding = where_it_settles(decoding, decoded, decoding_before, decoded_before)
         together_before = together
         arriving_before = arriving
-        decoding_before = decoding
-        decoded_before = decoded
-        together = min(max(1.0, next_together), max(1.0, room / chunk))
-        decoding = min(max(1e-9, next_decoding), running)
-    # All that is no decoding comes before the first token.
-    first_s = cycle_s - spent_s
+        together = min(max(1.0, next_together), most)
     queued = max(0.0, load.in_flight - running)
+    cycle_s = cycle.cycle_s
+    prompts_s = chunks * steps.prompt_s
+    extra_s = prompts_s / steps.together
+    if load.policy == MIXED:
+        extra_s -= chunks * steps.decode_s / steps.together * min(1.0, cycle.beside)
     return Steady(
-        first_s + queued * cycle_s / running,
-        engine.request_s + own_s,
-        spent_s / steps / gain if steps > 0.0 else math.nan,
-        decode_s,
-        mixed_s,
+        cycle_s - cycle.decoding_s + queued * cycle_s / running,
+        engine.request_s + prompts_s,
+        cycle.decoding_s / output_steps / gain if output_steps > 0.0 else math.nan,
+        steps.decode_s,
+        steps.prompt_s,
         cycle_s,
         running,
-        decoding if steps > 0.0 else 0.0,
-        min(1.0, running * prompt_s / cycle_s),
+        running * cycle.decoding_s / cycle_s,
+        min(1.0, requests * present * extra_s / cycle_s),
     )
-
-
-@jit
-def batch_s(load: Any, operators: Any, segments: Any, machine: Any, engine: Any, times: Any) -> Any:
-    """(seconds to the first tokens, seconds in all) of `in_flight` equal requests sent at once.
-
-    Prompts fill steps up to the budget; then all decode together. Sequences above `most_running`
-    follow in further waves.
-    """
-    waves = math.ceil(max(1.0, load.in_flight / load.most_running))
-    together = load.in_flight / waves
-    new = max(1.0, load.input_len - load.cached_tokens)
-    chunk = min(new, load.token_budget)
-    prompts = max(1.0, math.floor(load.token_budget / new))
-    prompts = min(prompts, together)
-    chunk_context = load.cached_tokens + 0.5 * (new + chunk)
-    if chunk == new:
-        chunk_context = load.input_len
-    passes = (together / prompts) * (new / chunk)
-    prompt_s = engine_step_s(
-        Batch(0.0, 0.0, prompts, chunk, chunk_context, prompts * chunk / new, 1.0), False,
-        operators, segments, machine, engine, times,
-    )  # fmt: skip
-    # Stages of a pipeline work on different prompts at once.
-    first_s = engine.request_s + (passes + load.stages - 1.0) * prompt_s / load.stages
-    gain = tokens_per_step(load.speculated, load.acceptance)
-    steps = max(0.0, load.output_len - 1.0) / gain
-    decode_s = 0.0
-    if steps > 0.0:
-        decode_s = engine_step_s(
-            decode_batch(load, together, load.input_len + 0.5 * load.output_len), False,
-            operators, segments, machine, engine, times,
-        )  # fmt: skip
-        decode_s *= 1.0 + load.draft_frac * load.speculated
-    return first_s, waves * (first_s - engine.request_s + steps * decode_s) + engine.request_s
-
-
-@jit
-def disaggregated(
-    load: Any,
-    prompt_load: Any,
-    transfer_s: float,
-    decode_rows: Any,
-    prompt_rows: Any,
-    engine: Any,
-    decode_times: Any,
-    prompt_times: Any,
-) -> tuple[float, float]:
-    """(ttft, tpot) seconds with pools of their own for prompts and for decoding.
-
-    load, prompt_load: of one group of each pool, were all requests in it. The two share them: a
-    cycle is the prompt, its cache sent over in transfer_s, and the decode steps; the pool that is
-    slower keeps the others waiting. The prompt pool works on one prompt at a time per group, the
-    decode pool has no prompts beside it. *_rows: (operators, segments, machine) of each.
-    """
-    new = max(1.0, prompt_load.input_len - prompt_load.cached_tokens)
-    chunk = min(new, prompt_load.token_budget)
-    chunks = new / chunk
-    context = prompt_load.cached_tokens + 0.5 * (new + chunk)
-    prompt_s = chunks * engine_step_s(
-        Batch(0.0, 0.0, 1.0, chunk, context, 1.0 / chunks, 1.0), False,
-        prompt_rows[0], prompt_rows[1], prompt_rows[2], engine, prompt_times,
-    )  # fmt: skip
-    gain = tokens_per_step(load.speculated, load.acceptance)
-    steps = max(0.0, load.output_len - 1.0) / gain
-    mean_context = load.input_len + 0.5 * load.output_len
-    most = min(load.in_flight, load.most_running)
-    others = max(0.0, prompt_load.in_flight - 1.0)
-    fixed_s = engine.request_s + prompt_s + transfer_s
-    fixed_s += 0.5 * engine.bunching * others * prompt_s
-    decoding = most
-    decode_s = 0.0
-    cycle_s = fixed_s
-    for _ in range(ROUNDS):
-        decode_s = engine_step_s(
-            decode_batch(load, max(1e-3, decoding), mean_context), False, decode_rows[0],
-            decode_rows[1], decode_rows[2], engine, decode_times,
-        )  # fmt: skip
-        decode_s *= 1.0 + load.draft_frac * load.speculated
-        # One prompt server for each group's share of the requests, which decode elsewhere.
-        cycle_s = cycle_of(fixed_s, prompt_s, others, steps * decode_s, 0.0)
-        decoded = min(most, load.in_flight * steps * decode_s / cycle_s)
-        if abs(decoded - decoding) <= SETTLED * decoding:
-            break
-        decoding = math.sqrt(max(1e-6, decoding * decoded))
-    tpot_s = decode_s / gain
-    if steps <= 0.0:
-        tpot_s = math.nan
-    return cycle_s - steps * decode_s, tpot_s
 
 
 @jit
@@ -330,7 +426,8 @@ def steady_states(
     for i in range(len(loads)):
         load = Load(
             loads[i, 0], loads[i, 1], loads[i, 2], loads[i, 3], loads[i, 4], loads[i, 5],
-            loads[i, 6], loads[i, 7], loads[i, 8], loads[i, 9], loads[i, 10],
+            loads[i, 6], loads[i, 7], loads[i, 8], loads[i, 9], loads[i, 10], loads[i, 11],
+            loads[i, 12],
         )  # fmt: skip
         made = steady_state(load, operators, segments, machine, engine, times)
         for j in range(len(made)):

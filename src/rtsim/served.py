@@ -2,7 +2,7 @@
 
 A load is numbers of a row (`SIZES`), NaN where the row takes the default of the stack or of
 `rtsim.serve`. Loads that are none, and lengths of which the cache holds not one request, are told
-apart here; the rest are rows of `rtsim_kernels.steady.Load`.
+apart here; the rest are rows of `rtsim_kernels.load.Load`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import rtsim_kernels
 from numpy.typing import NDArray
-from rtsim_kernels import steady
+from rtsim_kernels import load
 
 from rtsim.errors import RtsimError, SpecError, UnknownName
 from rtsim.serving.engine import POLICY_CODES, Engine, cache_of
@@ -33,7 +33,7 @@ SIZES = (
     "policy", "memory_frac", "token_budget", "max_sequences", "prefix_hit", "speculative_tokens",
     "acceptance", "draft_frac", "concurrency", "input_len", "output_len",
 )  # fmt: skip
-LOAD = {name: i for i, name in enumerate(steady.Load._fields)}  # columns of loads
+LOAD = {name: i for i, name in enumerate(load.Load._fields)}  # columns of loads
 _MOST_TOKENS = 1e8  # as in WorkloadSpec
 _WHOLE = ("token_budget", "max_sequences", "speculative_tokens", "input_len", "output_len")
 
@@ -163,7 +163,7 @@ class Served:
         return np.array([one for one, _ in found])[of_rows], which[of_rows], texts
 
     def loads(self, sizes: Sizes, capacity_bytes: Array) -> Array:
-        """`steady.Load` rows, (rows, fields); sizes as of `filled`."""
+        """`load.Load` rows, (rows, fields); sizes as of `filled`."""
         s, engine = sizes, self.engine
         parallelism = engine.system.parallelism
         context = s["input_len"] + s["output_len"] * (1.0 if engine.scheduler.reserves else 0.5)
@@ -177,6 +177,8 @@ class Served:
             "cached_tokens": s["prefix_hit"] * s["input_len"],
             "stages": float(parallelism.pp),
             "speculated": s["speculative_tokens"],
+            "groups": float(parallelism.attention_dp),
+            "equal": 0.0,
             **{
                 name: s[name]
                 for name in (

@@ -233,7 +233,7 @@ def test_alike_prompts_have_the_work_of_the_unlike_ones(chunks):
     groups[0].n_running = len(chunks)
     running = np.arange(len(chunks))[None, :]
     state = st.Scheduled(None, requests, groups, running, None, None, None)
-    batch = scheduling.batch_of(0, state)
+    batch = scheduling.batch_of(0, 0.0, state)
     n, new, keys = batch.n_prompts, batch.chunk, batch.prompt_context
     assert n * new == pytest.approx(sum(c[0] for c in chunks))
     pairs = sum(q * e + q * (q + 1) / 2 for q, e in chunks)

@@ -90,14 +90,15 @@ def _cases(
 
 
 def _load(deployment: Deployment, in_flight: float, input_len: int, output_len: int) -> Any:
-    """A `steady.Load` of one group, as a plain tuple."""
+    """A `load.Load` of one group with equal lengths, as a plain tuple."""
     engine = deployment.engine
     try:
         running = engine.most_running(input_len, output_len)
     except SpecError:
         placement_bytes = _LEAST_CACHE_FRAC * float(engine.system.gpu.memory_bytes)
         running = placement_bytes / engine.placement().cache_bytes(input_len + output_len)
-    return load_row(engine, max(1e-3, in_flight), max(1.0, running), input_len, output_len)
+    return load_row(engine, max(1e-3, in_flight), max(1.0, running), input_len, output_len,
+                    equal=True)  # fmt: skip
 
 
 def _serving_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> Case:
@@ -193,16 +194,16 @@ def times_of(case: Case, values: Mapping[str, float]) -> tuple[float, float]:
     row = engine_row(values)[()]
     engine = case.deployment.engine
     _, (operators, segments, machine, _) = engine.compiled()
-    load = kernels.steady.Load(*case.load)
+    load = kernels.load.Load(*case.load)
     if case.batch:
-        _, total_s = kernels.steady.batch_s(load, operators, segments, machine, row, engine.scratch)
+        _, total_s = kernels.one_batch.batch_s(load, operators, segments, machine, row, engine.scratch)
         return float("nan"), total_s
     if case.prefill is None:
         made = kernels.steady.steady_state(load, operators, segments, machine, row, engine.scratch)
         return made.ttft_s, made.tpot_s
     first = case.prefill.engine
     _, rows = first.compiled()
-    return kernels.steady.disaggregated(  # type: ignore[no-any-return]
-        load, kernels.steady.Load(*case.prefill_load), case.transfer_s,
+    return kernels.pools.disaggregated(  # type: ignore[no-any-return]
+        load, kernels.load.Load(*case.prefill_load), case.transfer_s,
         (operators, segments, machine), rows[:3], row, engine.scratch, first.scratch,
     )  # fmt: skip

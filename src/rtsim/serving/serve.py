@@ -263,7 +263,7 @@ def _pools(
     first: Engine, engine: Engine, concurrency: float, input_len: int, output_len: int,
     prefix_hit: float, speculation: Speculation, prefill_workers: int, decode_workers: int,
 ) -> tuple[SteadyState, Pools]:  # fmt: skip
-    """The steady state of two pools: `kernels.steady.disaggregated`."""
+    """The steady state of two pools: `kernels.pools.disaggregated`."""
     kernels, rows = engine.compiled()
     _, prompt_rows = first.compiled()
     load = load_of(engine, concurrency / decode_workers, input_len, output_len, 0.0, speculation)
@@ -271,8 +271,8 @@ def _pools(
         first, concurrency / prefill_workers, input_len, 1, prefix_hit, NO_SPECULATION
     )
     send_s = transfer_s(first.placement(), input_len)
-    ttft_s, tpot_s = kernels.steady.disaggregated(
-        kernels.steady.Load(*load), kernels.steady.Load(*prompt_load), send_s, rows[:3],
+    ttft_s, tpot_s = kernels.pools.disaggregated(
+        kernels.load.Load(*load), kernels.load.Load(*prompt_load), send_s, rows[:3],
         prompt_rows[:3], engine.row[()], engine.scratch, first.scratch,
     )  # fmt: skip
     alone_s = first.coefficients["request_s"] + first.step_s(
@@ -323,7 +323,7 @@ def _breakdown(
     _, rows = engine.compiled()
     times = np.zeros_like(engine.scratch)
     each = state.decoding / (groups * engine.system.parallelism.pp)
-    batch = kernels.mixed.Batch(each, context, 0.0, 0.0, 0.0, 0.0, checked)
+    batch = kernels.mixed.Batch(each, context, 0.0, 0.0, 0.0, 0.0, checked, 1.0)
     step_s = kernels.mixed.engine_step_s(batch, False, *rows, times)
     table = engine.system.table
     found: dict[str, float] = {}
