@@ -37,6 +37,7 @@ share `bunching` of the others, fitted on such runs, meets a request's prompt ea
 
 **Lockstep.** Groups that share experts step together (`lockstep.py`): where another has a prompt, a
 group's decode step is as long as that prompt's; the experts see the mean of the groups' tokens.
+Groups that started together stay in phase where lengths are equal: their prompts share steps.
 
 Requests above what runs at once (cache, limit of the scheduler) wait outside, by Little's law T / n
 each.
@@ -276,7 +277,7 @@ def cycle_of(
     total_s = stretched_s + decode_away_s + own_s
     root = math.sqrt(max(0.0, total_s * total_s - 4.0 * stretched_s * decode_away_s))
     cycle_s = max(0.5 * (total_s + root), least_s)
-    decoding_s = max(cycle_s - before_s, own_s)
+    decoding_s = max(cycle_s - before_s, own_s) if output_steps > 0.0 else 0.0
     decode_passes = max(0.0, cycle_s * (1.0 - idle) - prompts_s) / max(_FEW, steps.own_s)
     passes = requests * chunks / steps.together
     each_step = requests * chunks / (passes + decode_passes)
@@ -314,6 +315,8 @@ def steady_state(
     requests = max(1.0, stated)  # of a stream that is not empty
     present = min(1.0, stated)  # the chance of a group to have any
     alike = present if load.groups > 1.0 else 1.0
+    # Equal lengths keep groups in phase: their prompts come in the same steps.
+    unlike = load.groups > 1.0 and load.equal <= 0.0
     new = max(1.0, load.input_len - load.cached_tokens)
     mean_context = load.input_len + 0.5 * load.output_len
     checked = 1.0 + load.speculated
@@ -341,15 +344,15 @@ def steady_state(
         others_chance = 0.0
         largest = together
         share = 1.0  # of the groups that have prompts where any has
-        if load.groups > 1.0:
+        if unlike:
             shared = prompts_in_lockstep(present * each_step, load.groups)
             any_chance = max(shared.any_chance, chance * present)
             largest = min(most, together * shared.most / shared.together)
             share = chance * present / any_chance
             others_chance = max(0.0, any_chance - chance) / max(_FEW, 1.0 - chance)
         beside = decoding * beside_frac if load.policy == MIXED else 0.0
-        pooled = 1.0
-        if load.groups > 1.0:
+        pooled = alike
+        if unlike:
             own_tokens = beside * checked + largest * chunk
             tokens = share * (beside * checked + together * chunk)
             tokens += max(0.0, present - share) * decoding * checked
@@ -380,7 +383,7 @@ def steady_state(
         others = requests - 1.0
         arriving = prompts_together(decode_s, prompt_s, others / cycle.cycle_s)
         arriving += engine.bunching * load.equal * others
-        if load.groups > 1.0:
+        if unlike:
             arriving = prompts_in_lockstep(present * cycle.each_step, load.groups).together
         arriving = min(max(arriving, cycle.each_step), most)  # or they would take all steps
         settled = (
