@@ -375,8 +375,8 @@ def steady_state(
             (1.0 - any_chance) * decode_s + any_chance * prompt_s, together,
         )  # fmt: skip
         if i == 0:
-            guess_s = engine.request_s + chunks * prompt_s + output_steps * max(
-                decode_s, steps.mean_s
+            guess_s = (
+                engine.request_s + chunks * prompt_s + output_steps * max(decode_s, steps.mean_s)
             )
             cycle = Cycle(guess_s, output_steps * decode_s, 0.0, 0.0, 1.0, each_step)
         cycle = cycle_of(steps, requests, output_steps, chunks, budgets, load, engine, cycle)

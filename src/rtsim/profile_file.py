@@ -143,7 +143,7 @@ def _kernel_uncertainty(kernel: Uncertainty) -> Any:
 def uncertainties(path: Path) -> list[Uncertainty]:
     """What `profile_toml` was told of kernels, from the file that it made."""
     found = []
-    for label, told in tomlkit.parse(path.read_text(encoding="utf-8"))["uncertainty"].items():  # type: ignore[union-attr]
+    for label, told in tomlkit.parse(path.read_text(encoding="utf-8"))["uncertainty"].items():
         if not isinstance(told, dict):
             continue
         names = str(told["coefficients"]).split()

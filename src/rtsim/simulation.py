@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from rtsim.serving.capacity import TOLERANCE, Capacity, capacity
 from rtsim.serving.chrome_trace import ChromeTrace
 from rtsim.serving.deployment import Deployment
 from rtsim.serving.engine import Engine
-from rtsim.serving.scheduler import Scheduler
-from rtsim.serving.serve import DEFAULT_STACK
+from rtsim.serving.serve import DEFAULT_STACK, check_pools
 from rtsim.serving.simulate import NO_LEVEL, Recorded, Run, offline_rate
 from rtsim.serving.simulated import PERCENTILES, REFUSALS, Simulated
 from rtsim.serving.simulation_notes import notes_on
@@ -170,12 +169,12 @@ def _deployment(
     prefill_gpu: Any, transfer_bytes_per_s: float | None, prefix_hit: float,
     options: dict[str, Any],
 ) -> Deployment:  # fmt: skip
-    changes = {
-        "policy": policy, "token_budget": token_budget, "max_sequences": max_sequences,
-        "memory_frac": memory_frac,
-    }  # fmt: skip
-    given = {name: value for name, value in changes.items() if value is not None}
-    engine = _engine(system(arch, gpu, **options), given)
+    limits = policy, token_budget, max_sequences, memory_frac
+    engine = _engine(system(arch, gpu, **options), limits)
+    check_pools(
+        prefill_workers, decode_workers=decode_workers, prefill_tp=prefill_tp,
+        prefill_gpu=prefill_gpu,
+    )  # fmt: skip
     prefill = None
     if prefill_workers is not None:
         own = dict(options)
@@ -183,14 +182,7 @@ def _deployment(
             own["tp"] = prefill_tp
             own.pop("num_gpus", None)
         own_gpu = gpu if prefill_gpu is None else prefill_gpu
-        prefill = _engine(system(arch, own_gpu, **own), given)
-    else:
-        for name, value in (
-            ("decode_workers", decode_workers), ("prefill_tp", prefill_tp),
-            ("prefill_gpu", prefill_gpu),
-        ):  # fmt: skip
-            if value is not None:
-                raise SpecError(name, value, "is of prefill replicas: give --prefill-workers too")
+        prefill = _engine(system(arch, own_gpu, **own), limits)
     return Deployment(
         engine, prefill, n_replicas=decode_workers, n_prefill=prefill_workers, routing=routing,
         preemption=preemption,
@@ -199,12 +191,9 @@ def _deployment(
     )  # fmt: skip
 
 
-def _engine(made: Any, changes: dict[str, Any]) -> Engine:
+def _engine(made: Any, limits: tuple[Any, ...]) -> Engine:
     engine = Engine(made)
-    if not changes:
-        return engine
-    scheduler: Scheduler = replace(engine.scheduler, **changes)
-    return Engine(made, scheduler)
+    return Engine(made, engine.scheduler.changed(*limits))
 
 
 def _traffic(

@@ -19,12 +19,13 @@ from rtsim.predict import system
 from rtsim.service_level import ServiceLevel
 from rtsim.serving.arrivals import Generated
 from rtsim.serving.capacity import capacity
-from rtsim.serving.deployment import Deployment, transfer_bytes_per_s
+from rtsim.serving.deployment import Deployment
 from rtsim.serving.engine import Engine
 from rtsim.serving.serve import serve
 from rtsim.serving.simulate import Run, offline_rate, simulate
 from rtsim.serving.simulated import percentile_s
 from rtsim.serving.trace import Requests
+from rtsim.serving.transfer import transfer_bytes_per_s
 from rtsim.simulation import simulate as simulate_named
 
 LENGTHS = bucketed(np.array([40.0, 300, 900]), np.array([1.0, 250, 90]))

@@ -17,8 +17,8 @@ from rtsim.errors import RtsimError, SpecError
 from rtsim.fitting.serving_rows import Deployment, Deployments, with_batch_columns, with_cache
 from rtsim.measurements import Columns
 from rtsim.serving.engine import engine_coefficients
-from rtsim.serving.serve import transfer_s
 from rtsim.serving.steady import load_row
+from rtsim.serving.transfer import transfer_s
 
 # Of rows whose workers are not counted. Decode workers: what those that count them have in the
 # median, where they are tensor parallel; more where the cache needs them. Prefill workers: as many
@@ -140,7 +140,8 @@ def _serving_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> C
         busy = in_flight * alone_s / (prompt_groups * (alone_s + step_s * sizes[1]))
         prefill_workers = max(1, math.ceil(busy / UNSTATED_BUSY_FRAC))
     prompt_load = (prompt_load[0] / prefill_workers, *prompt_load[1:])
-    send_s = transfer_s(prefill.engine.placement(), sizes[0])
+    receiving = decode.engine.system.parallelism.tp
+    send_s = transfer_s(prefill.engine.placement(), sizes[0], receiving)
     return Case(i, decode, load, prefill, prompt_load, send_s,
                 row["ttft_ms"] / 1e3, row["tpot_ms"] / 1e3, labels)  # fmt: skip
 
@@ -196,7 +197,9 @@ def times_of(case: Case, values: Mapping[str, float]) -> tuple[float, float]:
     _, (operators, segments, machine, _) = engine.compiled()
     load = kernels.load.Load(*case.load)
     if case.batch:
-        _, total_s = kernels.one_batch.batch_s(load, operators, segments, machine, row, engine.scratch)
+        _, total_s = kernels.one_batch.batch_s(
+            load, operators, segments, machine, row, engine.scratch
+        )
         return float("nan"), total_s
     if case.prefill is None:
         made = kernels.steady.steady_state(load, operators, segments, machine, row, engine.scratch)

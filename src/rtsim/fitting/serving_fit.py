@@ -210,8 +210,10 @@ def _release_freedoms(versions: Sequence[str], spread: float) -> tuple[Coefficie
 
 
 def _fit_ttft(
-    cases: Sequence[Case], sections: Mapping[str, Mapping[str, float]],
-    start: Mapping[str, float], release_spread: float,
+    cases: Sequence[Case],
+    sections: Mapping[str, Mapping[str, float]],
+    start: Mapping[str, float],
+    release_spread: float,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """The engine's coefficients with those of the first token, priors at `start`, and factors of
     releases.

@@ -55,6 +55,19 @@ class Speculation:
 NO_SPECULATION = Speculation()
 
 
+def speculation_of(tokens: int, acceptance: float | None, draft_frac: float) -> Speculation:
+    """A `Speculation`; SpecError for what does not go with the tokens, or is missing."""
+    made = Speculation(tokens, acceptance or 0.0, draft_frac)
+    if tokens and acceptance is None:
+        raise SpecError.of_missing(
+            "acceptance", "goes with speculative_tokens: the chance that a drafted token is kept"
+        )
+    if not tokens and (acceptance or draft_frac):
+        name, value = ("acceptance", acceptance) if acceptance else ("draft_frac", draft_frac)
+        raise SpecError(name, value, "goes with speculative_tokens: nothing is drafted without")
+    return made
+
+
 @dataclass(frozen=True)
 class SteadyState:
     """Means of a closed loop of `concurrency` requests on a whole system.
