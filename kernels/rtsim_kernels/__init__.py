@@ -46,6 +46,7 @@ def compiled() -> ModuleType:
                 "mixed",
                 "load",
                 "lockstep",
+                "cycle",
                 "steady",
                 "one_batch",
                 "pools",
