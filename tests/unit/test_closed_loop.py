@@ -9,7 +9,7 @@ import pytest
 from rtsim_kernels import compiled, lockstep, time_heap
 
 from rtsim.lengths import Lengths, bucketed, fixed
-from rtsim.predict import system
+from rtsim.named_system import system
 from rtsim.serving.arrivals import Generated
 from rtsim.serving.deployment import Deployment
 from rtsim.serving.engine import Engine

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rtsim import units
 from rtsim.cli.tables import as_json, heading, percent, plain, table
-from rtsim.serving.capacity import Capacity
+from rtsim.serving.capacity import Capacity, Tried
+from rtsim.serving.simulate import NO_LEVEL
 from rtsim.serving.simulated import Distribution, Simulated
 from rtsim.simulation import Simulation
 
@@ -59,7 +60,7 @@ def to_json(found: Simulation) -> dict[str, Any]:
         "routing": deployment.routing,
         "preemption": deployment.preemption,
         "traffic": {
-            "source": found.traffic.source,
+            "source": found.source,
             "rate_per_s": None if found.concurrency else found.traffic.rate_per_s,
             "concurrency": found.concurrency or None,
         },
@@ -77,6 +78,8 @@ def _figures(result: Simulated) -> dict[str, Any]:
     figures = {
         name: getattr(result, name) for name in result.__dataclass_fields__ if name not in left
     }
+    if result.level == NO_LEVEL:  # nothing was asked for: nothing met or missed
+        figures |= dict.fromkeys(("share", "met_frac", "goodput_per_s"))
     over_time = result.over_time
     return {
         **figures,
@@ -160,26 +163,30 @@ def _load(found: Simulation) -> str:
     result, traffic = found.result, found.traffic
     text = f"{result.n_requests:,} requests, "
     if found.concurrency:
-        return f"{text}{found.concurrency:,} kept in flight, {traffic.source}"
-    return f"{text}{traffic.rate_per_s:.4g} a second, {traffic.source}"
+        return f"{text}{found.concurrency:,} kept in flight, {found.source}"
+    return f"{text}{traffic.rate_per_s:.4g} a second, {found.source}"
 
 
 def _searched(found: Capacity) -> RenderableType:
-    made = table("Requests/s", "Within level", "Goodput/s", "TTFT p99", "TPOT p99", "")
+    last = max(found.tried[0].result.ttft.percentiles)
+    made = table("Requests/s", "Within level", "Goodput/s", f"TTFT p{last:g}", f"TPOT p{last:g}",
+                 "", text=("",))  # fmt: skip
     for one in found.tried:
         r = one.result
         made.add_row(
             f"{one.rate_per_s:.4g}", percent(r.met_frac), f"{r.goodput_per_s:.4g}",
-            _seconds(max(r.ttft.percentiles.items())[1]),
-            _seconds(max(r.tpot.percentiles.items())[1]), _verdict(one.rate_per_s, found),
+            _seconds(r.ttft.percentiles[last]), _seconds(r.tpot.percentiles[last]),
+            _verdict(one, found),
         )  # fmt: skip
     return made
 
 
-def _verdict(rate: float, found: Capacity) -> str:
-    if rate == found.rate_per_s:
+def _verdict(one: Tried, found: Capacity) -> str:
+    if one.rate_per_s == found.rate_per_s:
         return "highest that meets it"
-    return "meets" if rate < found.missed_per_s else "misses"
+    if one.meets:
+        return "meets"
+    return "misses: piles up" if one.result.meets_level else "misses"
 
 
 def _seconds(value: float) -> str:

@@ -18,8 +18,8 @@ from rtsim_kernels import load, mixed, tables
 from rtsim.device_facts import record
 from rtsim.errors import SpecError
 from rtsim.memory import Placement
-from rtsim.predict import System
 from rtsim.serving.scheduler import Scheduler, scheduler_of
+from rtsim.system import System
 
 # Policies that have a steady state, as `rtsim_kernels.load` codes them.
 POLICY_CODES = {"mixed": load.MIXED, "prefill-first": load.PREFILL_FIRST}
