@@ -1,10 +1,11 @@
 """Fit the profiles of software stacks and of GPU families from the small tables in tables/kernels.
 
-    python calibration/fit_stacks.py [--check | --transfer] [NAME...]
+    python calibration/fit_stacks.py [--runs] [--check | --transfer] [NAME...]
 
 Writes src/rtsim/data/profiles/<stack>-<gpu>.toml and family-<architecture>.toml, or only those
 named; with --check it writes nothing and exits with status 1 if a shipped profile differs from
-what the tables give.
+what the tables give. With --runs only what engines add ([serving.*], releases) is fitted anew, on
+top of the kernels that the shipped profiles hold; the same comes out as with all of it.
 
 * vllm, trtllm, sglang on A100, H100, L40S, B200: every section from its own rows, at most 64 per
   operator kind and number format (16-bit products with a joint fit of the other two stacks as
@@ -52,13 +53,14 @@ from rtsim.kernel_records import attention_variants
 from rtsim.measurements import read_table
 from rtsim.operators import StackTraits
 from rtsim.profile import RELEASE_MARK, Profile, load_profile
-from rtsim.profile_file import profile_toml, write_profile
+from rtsim.profile_file import profile_toml, rounded, uncertainties, write_profile
 
 HERE = Path(__file__).parent
 TABLES = HERE / "tables" / "kernels"
 RUNS = HERE / "tables" / "serving"
 PROFILES = HERE.parent / "src" / "rtsim" / "data" / "profiles"
 DATE = "2026-11-23"
+OF_RUNS = "serving."  # sections of what engines add
 
 SERVING = ("vllm", "trtllm", "sglang")
 REFERENCE = "vllm"
@@ -207,10 +209,13 @@ class Draft:
             if not path.exists():
                 continue
             table = read_table(path)
-            made = fit_table(self.profile, table.columns, range(len(table)), len(table))
+            # On kernels as they are written down, so that runs can be fitted without them.
+            made = fit_table(as_written(self.profile), table.columns, range(len(table)), len(table))
             if made is None:
                 continue
-            self.profile = made.profile
+            self.profile = replace(
+                made.profile, coefficients={**made.profile.coefficients, **self.kernels}
+            )
             self.fits.append(made.fit)
             self.rows += made.used
             figures = {what: error_figures(error) for what, error in made.log_error.items()}
@@ -225,19 +230,25 @@ class Draft:
             self.tables.append(f"serving/{path.name}")
             self.sources += [f"{sources} ({stack}, runs)"]
 
+    @property
+    def kernels(self) -> Mapping[str, Mapping[str, float]]:
+        """Coefficients of all but runs."""
+        known = self.profile.coefficients
+        return {name: values for name, values in known.items() if not name.startswith(OF_RUNS)}
+
     def borrow_runs(self, other: Profile) -> None:
         """Take what engines add from another profile, as far as nothing was fitted here."""
         sections = {
             name: values
             for name, values in other.coefficients.items()
-            if name.startswith("serving.") and name not in self.profile.coefficients
+            if name.startswith(OF_RUNS) and name not in self.profile.coefficients
         }
         if "serving.batch" in sections and "serving.engine" not in sections:
             return
         sigmas = {
             name: math.hypot(sigma, TRANSFER_RUNS)
             for name, sigma in other.section_sigma.items()
-            if name.startswith("serving.") and name not in self.profile.section_sigma
+            if name.startswith(OF_RUNS) and name not in self.profile.section_sigma
         }
         self.profile = replace(
             self.profile,
@@ -265,6 +276,15 @@ class Draft:
             },
         )  # fmt: skip
         return profile, profile_toml(profile, kernels=[uncertainty_of(fit) for fit in self.fits])
+
+
+def as_written(profile: Profile) -> Profile:
+    """The profile with coefficients as its file states them."""
+    written = {
+        section: {name: rounded(value) for name, value in values.items()}
+        for section, values in profile.coefficients.items()
+    }
+    return replace(profile, coefficients=written)
 
 
 @dataclass(frozen=True, eq=False)
@@ -392,10 +412,15 @@ def serving_profile(stack: str, gpu_name: str) -> tuple[Profile, str]:
         if kind not in has and stack != REFERENCE:
             draft.borrow(serving_profile_cached(REFERENCE, gpu_name)[0], kind)
     draft.add_runs(stack, gpu_name)
-    stand_in = RUNS_OF.get(gpu_name, RUNS_ELSE)
+    stand_in = stand_in_of(gpu_name)
     if stand_in != gpu_name:
         draft.borrow_runs(serving_profile_cached(stack, stand_in)[0])
     return draft.finish([HOST_NOTE])
+
+
+def stand_in_of(gpu_name: str) -> str:
+    """The GPU whose runs stand for those of a GPU."""
+    return RUNS_OF.get(gpu_name, RUNS_ELSE)
 
 
 def in_layers_blocks(gpus: Sequence[str]) -> list[Measured]:
@@ -470,8 +495,7 @@ def family_profile(architecture: str) -> tuple[Profile, str]:
             members = found
         draft.add(members, every=found)
     draft.add(in_layers_blocks(IN_LAYERS if architecture == "generic" else gpus))
-    stand_in = RUNS_OF.get(gpus[0], RUNS_ELSE)
-    draft.borrow_runs(serving_profile_cached(REFERENCE, stand_in)[0])
+    draft.borrow_runs(serving_profile_cached(REFERENCE, stand_in_of(gpus[0]))[0])
     return draft.finish([HOST_NOTE])
 
 
@@ -521,11 +545,35 @@ def make(name: str) -> tuple[Profile, str]:
     return makers[how](*arguments)
 
 
-def main(check: bool, names: Sequence[str]) -> int:
+@cache
+def with_runs(name: str) -> tuple[Profile, str]:
+    """A shipped profile with what engines add fitted anew, and the text of its file."""
+    shipped = load_profile(name)
+    how, *of = recipes()[name]
+    kept = {k: v for k, v in shipped.coefficients.items() if not k.startswith(OF_RUNS)}
+    sigmas = {k: v for k, v in shipped.section_sigma.items() if not k.startswith(OF_RUNS)}
+    draft = Draft(replace(shipped, coefficients=kept, section_sigma=sigmas, releases={}))
+    stand_in = f"{REFERENCE}-{RUNS_ELSE}"
+    if how == "serving":
+        draft.add_runs(*of)
+        stand_in = f"{of[0]}-{stand_in_of(of[1])}"
+    elif how == "family" and of[0] != "volta":
+        stand_in = f"{REFERENCE}-{stand_in_of(FAMILIES[of[0]][0])}"
+    if stand_in != name and how != "eager":
+        draft.borrow_runs(with_runs(stand_in)[0])
+    said = dict(shipped.provenance)
+    sections = {k: v for k, v in said["sections"].items() if not k.startswith(OF_RUNS)}
+    said["sections"] = dict(sorted({**sections, **draft.described}.items()))
+    profile = replace(draft.profile, provenance=said)
+    known = [u for u in uncertainties(PROFILES / f"{name}.toml") if not u.label.startswith(OF_RUNS)]
+    return profile, profile_toml(profile, kernels=known + [uncertainty_of(f) for f in draft.fits])
+
+
+def main(check: bool, runs: bool, names: Sequence[str]) -> int:
     """Fit every profile, or those named; the exit status."""
     status = 0
     for name in names or recipes():
-        profile, text = make(name)
+        profile, text = with_runs(name) if runs else make(name)
         path = PROFILES / f"{name}.toml"
         if check:
             same = path.exists() and path.read_text(encoding="utf-8") == text
@@ -542,4 +590,5 @@ if __name__ == "__main__":
     if "--transfer" in arguments:
         print(transfer_sigmas())
         sys.exit(0)
-    sys.exit(main("--check" in arguments, [a for a in arguments if a != "--check"]))
+    names = [a for a in arguments if not a.startswith("--")]
+    sys.exit(main("--check" in arguments, "--runs" in arguments, names))

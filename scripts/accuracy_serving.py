@@ -225,6 +225,7 @@ def serving_sections(folder: Path) -> dict[str, str]:
         line(label, judge([c for c in pools if stated[c.index] == is_stated], shipped))
         for label, is_stated in (("workers stated", True), ("workers not stated", False))
     ]
+    repeats = repeated([c for c in pools if not stated[c.index]], whole.columns)
     suspect = whole.columns["suspect_parallelism"] > 0
     answered = [
         ["rows of the table", str(len(whole))],
@@ -240,9 +241,37 @@ def serving_sections(folder: Path) -> dict[str, str]:
         "gpu": table(("left out", *HEADER), gpu_lines),
         "model": table(("left out", *HEADER), model_lines),
         "pools": table(("pools", *HEADER), pool_lines),
+        "repeats": repeats,
         "answered": table(("", "rows"), answered),
         "worst": worst(unseen, every),
     }
+
+
+MEASURED = ("ttft_ms", "tpot_ms", "measured_date", "container_image")
+
+
+def repeated(cases: Sequence[Case], columns: Columns) -> str:
+    """Rows that state the same configuration, how far apart, and the least error of one answer."""
+    stated = [name for name in columns if name not in MEASURED]
+    texts = rows_as_text(columns, stated)
+    groups: dict[tuple[str, ...], list[float]] = {}
+    for case in cases:
+        groups.setdefault(texts[case.index], []).append(case.tpot_s)
+    several = [np.sort(times) for times in groups.values() if len(times) > 1]
+    apart = np.array([times[-1] / times[0] for times in several])
+    # The mean of |p / m - 1| is piecewise linear in p: least at one of the measured times.
+    least = [min(float(np.abs(p / times - 1.0).mean()) for p in times) for times in several]
+    rows = np.array([len(times) for times in several])
+    figures = [
+        str(len(several)), str(int(rows.sum())), f"{float(np.median(apart)):.2f}",
+        str(int((apart > 1.3).sum())), percent(float((rows * np.array(least)).sum() / rows.sum())),
+        percent(float(np.array(least)[apart > 1.3].mean())),
+    ]  # fmt: skip
+    header = (
+        *("configurations", "rows", "slowest over fastest, median", "of them above 1.3"),
+        *("least error of one answer", "where above 1.3"),
+    )
+    return table(header, [figures])
 
 
 def worst(cases: Sequence[Case], judged: Judged, count: int = 8) -> str:

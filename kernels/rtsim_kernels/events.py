@@ -11,6 +11,10 @@ replica here, keep S stages busy, and a step of one takes as long as the pass th
 `run` comes back when it needs more arrivals or room, or when what it has recorded has to be taken
 away, and goes on with the same state. Prefix reuse is a stated share of every
 prompt. Ignored: failures, cancelled requests, speculative decoding.
+
+In a closed loop the next request is on its way when one has been answered: for twice `request_s`
+times the fractional part of k / phi for request k (phi the golden ratio), that is evenly from 0 to
+twice the mean. A client that needs no time would always meet the start of a step.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ from . import serving_state as st
 from ._jit import inner, jit
 from .cache_blocks import give_blocks
 from .request_flow import arrive, arrive_moved, finish, hand_over
-from .scheduling import batch_of, compose
+from .scheduling import batch_of, compose, step_tokens
 from .step_memo import remembered_step_s
 from .timeline import advance, bin_of, count, observe
 
@@ -91,10 +95,15 @@ def start_step(r: int, now_s: float, state: Any, pools: Any) -> None:
     decodes = 0.0
     prompts = 0
     prompt_tokens = 0.0
+    groups = replica.last_group - replica.first_group
+    tokens = 0  # of all groups, which meet at the experts
+    for g in range(replica.first_group, replica.last_group):
+        compose(g, now_s, state.sched)
+        if groups > 1:
+            tokens += step_tokens(g, state.sched)
     for g in range(replica.first_group, replica.last_group):
         group = state.sched.groups[g]
-        compose(g, now_s, state.sched)
-        batch = batch_of(g, state.sched)
+        batch = batch_of(g, tokens / groups, state.sched)
         if batch.n_decodes == 0.0 and batch.n_prompts == 0.0:
             continue
         if group.pool == 0:
@@ -137,7 +146,9 @@ def next_arrival_s(arrivals: Any, state: Any) -> float:
     most = state.sched.rules[0].concurrency
     if most == 0:
         return float(max(totals.now_s, arrivals.arrival_s[totals.next_arrival]))
-    return float(totals.now_s) if totals.n_in_flight < most else st.NEVER
+    if totals.n_in_flight + totals.n_away < most:
+        return float(totals.now_s)
+    return float(state.away_s[0]) if totals.n_away > 0 else st.NEVER
 
 
 @jit

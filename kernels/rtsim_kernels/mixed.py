@@ -77,7 +77,8 @@ class Batch(NamedTuple):
     n_decodes sequences of decode_context keys each (the new one in) get one token; n_prompts get
     `chunk` new ones each, prompt_context keys in all; n_finished of them end with this chunk and
     need logits. checked: tokens that each decoding sequence brings, more than one where drafted
-    ones are checked with the last.
+    ones are checked with the last. pooled: where groups step together and share experts, the mean
+    of their tokens over this group's own.
     """
 
     n_decodes: float
@@ -87,6 +88,7 @@ class Batch(NamedTuple):
     prompt_context: float
     n_finished: float
     checked: float
+    pooled: float = 1.0
 
 
 @inner
@@ -155,6 +157,8 @@ def mixed_units(operator: Any, batch: Any) -> float:
         keys = max(batch.prompt_context, chunk)
         units += operator_units(o, batch.n_prompts, chunk, keys)
         units += o.per_sequence * (batch.n_finished - batch.n_prompts)
+    if o.kind == tables.MOE:
+        units *= batch.pooled
     return units
 
 

@@ -18,7 +18,10 @@ from . import serving_state as st
 from ._jit import inner
 from .cache_blocks import cache_bytes, give_blocks
 from .scheduling import known_prefix, wait
+from .time_heap import add_time, drop_first
 from .timeline import bin_of, count, observe
+
+_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 @inner
@@ -115,6 +118,11 @@ def arrive(now_s: float, arrivals: Any, state: Any) -> None:
         request = state.sched.requests[slot]
         totals.free_slot = request.right
         totals.n_in_flight += 1
+        if totals.n_away > 0 and totals.n_in_flight + totals.n_away > (
+            state.sched.rules[0].concurrency
+        ):
+            drop_first(state.away_s, totals.n_away)
+            totals.n_away -= 1
         request.index = index
         request.priority = arrivals.priority[row]
         request.prompt = prompt
@@ -169,6 +177,10 @@ def finish(slot: int, now_s: float, state: Any) -> None:
     request.right = totals.free_slot
     totals.free_slot = slot
     totals.n_in_flight -= 1
+    if state.sched.rules[0].concurrency > 0:
+        on_its_way_s = 2.0 * outside_s * ((request.index + 1) * _GOLDEN % 1.0)
+        add_time(now_s + on_its_way_s, state.away_s, totals.n_away)
+        totals.n_away += 1
 
 
 @inner

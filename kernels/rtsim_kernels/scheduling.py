@@ -255,8 +255,19 @@ def compose(g: int, now_s: float, state: Any) -> None:
 
 
 @inner
-def batch_of(g: int, state: Any) -> Batch:
+def step_tokens(g: int, state: Any) -> int:
+    """Tokens that a group computes in the step that has been composed."""
+    tokens = 0
+    for i in range(state.groups[g].n_running):
+        tokens += state.requests[state.running[g, i]].new_tokens
+    return int(tokens)
+
+
+@inner
+def batch_of(g: int, mean_tokens: float, state: Any) -> Batch:
     """The composition of a group's step as the operator model takes it.
+
+    mean_tokens: of the groups that step together; 0 for one alone.
 
     Unlike chunks stand as n alike ones of q tokens with c keys, where tokens Q = n q, pairs of
     query and key S = n (q c - q (q - 1) / 2) and earlier tokens K = n (c - q) are those of the
@@ -286,11 +297,14 @@ def batch_of(g: int, state: Any) -> Batch:
         earlier += request.computed
         n_finished += new == tokens_left(request)
     decode_context = contexts / n_decodes if n_decodes > 0 else 0.0
+    pooled = 1.0
+    if mean_tokens > 0.0 and n_decodes + tokens > 0:
+        pooled = mean_tokens / (n_decodes + tokens)
     if tokens == 0:
-        return Batch(float(n_decodes), float(decode_context), 0.0, 0.0, 0.0, 0.0, 1.0)
+        return Batch(float(n_decodes), float(decode_context), 0.0, 0.0, 0.0, 0.0, 1.0, pooled)
     chunk = (2.0 * pairs - tokens) / (2.0 * earlier + tokens)
     context = chunk if earlier == 0 else (2.0 * pairs / tokens + chunk - 1.0) / 2.0
     return Batch(
         float(n_decodes), float(decode_context), tokens / chunk, chunk, context,
-        float(n_finished), 1.0,
+        float(n_finished), 1.0, pooled,
     )  # fmt: skip

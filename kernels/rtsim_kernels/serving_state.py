@@ -137,6 +137,7 @@ TOTALS = np.dtype(
         ("free_slot", _INT),
         ("n_arrived", _INT),
         ("n_in_flight", _INT),
+        ("n_away", _INT),  # of a closed loop: answered, the next request on its way
         ("n_records", _INT),
         ("n_logged", _INT),
         ("n_met", _INT),  # finished within the service level
@@ -234,6 +235,7 @@ class State(NamedTuple):
 
     counts: histograms (N_DISTRIBUTIONS, bins), see `timeline.py`; sums: (N_DISTRIBUTIONS, 3) with
     number, sum, most. ended: requests by status (N_STATUS,). log: STEP rows, empty for none.
+    away_s: of a closed loop, when requests that are on their way arrive (`time_heap.py`).
     """
 
     sched: Scheduled
@@ -243,6 +245,7 @@ class State(NamedTuple):
     ended: Any
     records: Any
     log: Any
+    away_s: Any
 
 
 class Pool(NamedTuple):

@@ -2,7 +2,8 @@
 
 Only attention and what depends on the cache see the contexts of a step. The other operators depend
 on how many sequences decode, how many prompts have how many tokens, and how many of them end: their
-times are kept under exactly these four numbers, in a table with one place per hash (a later one
+times are kept under exactly these numbers and, of groups that step together, the tokens that
+meet at the experts, in a table with one place per hash (a later one
 takes the place of an earlier). The result is that of `mixed.engine_step_s`, bit for bit.
 """
 
@@ -36,6 +37,7 @@ def remembered_step_s(batch: Any, pool: Any) -> float:
         and keys[place, 1] == batch.n_prompts
         and keys[place, 2] == batch.chunk
         and keys[place, 3] == batch.n_finished
+        and keys[place, 4] == batch.pooled
     )
     if known:
         for i in range(len(times)):
@@ -48,6 +50,7 @@ def remembered_step_s(batch: Any, pool: Any) -> float:
         keys[place, 1] = batch.n_prompts
         keys[place, 2] = batch.chunk
         keys[place, 3] = batch.n_finished
+        keys[place, 4] = batch.pooled
         for i in range(len(times)):
             pool.kept[place, i] = times[i, 0]
     return float(seconds)

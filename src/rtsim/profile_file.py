@@ -140,6 +140,23 @@ def _kernel_uncertainty(kernel: Uncertainty) -> Any:
     return table
 
 
+def uncertainties(path: Path) -> list[Uncertainty]:
+    """What `profile_toml` was told of kernels, from the file that it made."""
+    found = []
+    for label, told in tomlkit.parse(path.read_text(encoding="utf-8"))["uncertainty"].items():
+        if not isinstance(told, dict):
+            continue
+        names = str(told["coefficients"]).split()
+        free = set(str(told["not_pinned"]).split())
+        matrix = np.zeros((len(names), len(names)))
+        rows, columns = np.tril_indices(len(names))
+        matrix[rows, columns] = matrix[columns, rows] = [
+            float(v) for v in str(told["covariance"]).split()
+        ]
+        found.append(Uncertainty(label, names, [name not in free for name in names], matrix))
+    return found
+
+
 def _coefficients(declared: tuple[Coefficient, ...], values: Any) -> Any:
     table = tomlkit.table()
     for coefficient in declared:

@@ -124,7 +124,7 @@ def _figures(p: ServingPrediction) -> list[tuple[str, str, str]]:
         rows.append(("Time spent on prompts", f"{s.prompt_frac:.0%}", "of all steps"))
     else:
         rows.append(("Prompt pool busy", f"{p.pools.prefill_busy_frac:.0%}", "of the time"))
-        rows.append(("Sending a cache", seconds(p.pools.transfer_s), "over the network"))
+        rows.append(("Sending a cache", seconds(p.pools.transfer_s), "of one prompt"))
     if p.cost is not None:
         rows += [
             (

@@ -2,7 +2,7 @@
 
 A load is numbers of a row (`SIZES`), NaN where the row takes the default of the stack or of
 `rtsim.serve`. Loads that are none, and lengths of which the cache holds not one request, are told
-apart here; the rest are rows of `rtsim_kernels.steady.Load`.
+apart here; the rest are rows of `rtsim_kernels.load.Load`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import rtsim_kernels
 from numpy.typing import NDArray
-from rtsim_kernels import steady
+from rtsim_kernels import load
 
 from rtsim.errors import RtsimError, SpecError, UnknownName
 from rtsim.serving.engine import POLICY_CODES, Engine, cache_of
-from rtsim.serving.scheduler import Scheduler
-from rtsim.serving.serve import DEFAULT_INPUT, DEFAULT_OUTPUT, changed_scheduler
-from rtsim.serving.steady import FIELDS, Speculation, check_load
+from rtsim.serving.scheduler import MOST_SEQUENCES, MOST_TOKENS, Scheduler
+from rtsim.serving.serve import DEFAULT_INPUT, DEFAULT_OUTPUT
+from rtsim.serving.steady import FIELDS, check_load, speculation_of
 from rtsim.specs.workload import WorkloadSpec
 from rtsim.system_rows import Base
 
@@ -33,8 +33,9 @@ SIZES = (
     "policy", "memory_frac", "token_budget", "max_sequences", "prefix_hit", "speculative_tokens",
     "acceptance", "draft_frac", "concurrency", "input_len", "output_len",
 )  # fmt: skip
-LOAD = {name: i for i, name in enumerate(steady.Load._fields)}  # columns of loads
+LOAD = {name: i for i, name in enumerate(load.Load._fields)}  # columns of loads
 _MOST_TOKENS = 1e8  # as in WorkloadSpec
+_MOST_OF = {"token_budget": float(MOST_TOKENS), "max_sequences": float(MOST_SEQUENCES)}
 _WHOLE = ("token_budget", "max_sequences", "speculative_tokens", "input_len", "output_len")
 
 
@@ -56,11 +57,12 @@ def check_numbers(row: Mapping[str, float]) -> None:
         None if math.isnan(given[name]) else given[name]
         for name in ("token_budget", "max_sequences", "memory_frac")
     ]
-    changed_scheduler(Scheduler(), None, *limits)
+    Scheduler().changed(None, *limits)
     drafted: Any = given["speculative_tokens"]
     if drafted != int(drafted):
         raise SpecError("speculative_tokens", drafted, "must be a whole number")
-    Speculation(drafted, given["acceptance"], given["draft_frac"])
+    kept: Any = given["acceptance"]
+    speculation_of(drafted, None if math.isnan(kept) else kept, given["draft_frac"])
     check_load(given["concurrency"], given["prefix_hit"])
 
 
@@ -80,10 +82,13 @@ class Served:
             "prefix_hit": 0.0, "speculative_tokens": 0.0, "acceptance": 0.0, "draft_frac": 0.0,
             "input_len": DEFAULT_INPUT, "output_len": DEFAULT_OUTPUT,
         }  # fmt: skip
-        return {
+        filled = {
             name: np.where(np.isnan(size), defaults[name], size) if name in defaults else size
             for name, size in sizes.items()
         }
+        missing = np.isnan(sizes["acceptance"]) & (filled["speculative_tokens"] > 0.0)
+        filled["acceptance"] = np.where(missing, np.nan, filled["acceptance"])
+        return filled
 
     def wrong(self, sizes: Sizes) -> Array:
         """(rows,) whether a row's numbers are no load."""
@@ -91,7 +96,8 @@ class Served:
         wrong = ~((s["concurrency"] > 0.0) & np.isfinite(s["concurrency"]))
         for name in _WHOLE:
             least = 0.0 if name == "speculative_tokens" else 1.0
-            wrong |= ~((s[name] >= least) & (s[name] <= _MOST_TOKENS))
+            most = _MOST_OF.get(name, _MOST_TOKENS)
+            wrong |= ~((s[name] >= least) & (s[name] <= most))
             wrong |= s[name] != np.floor(s[name])
         wrong |= ~((s["prefix_hit"] >= 0.0) & (s["prefix_hit"] < 1.0))
         wrong |= ~((s["acceptance"] >= 0.0) & (s["acceptance"] <= 1.0))
@@ -163,7 +169,7 @@ class Served:
         return np.array([one for one, _ in found])[of_rows], which[of_rows], texts
 
     def loads(self, sizes: Sizes, capacity_bytes: Array) -> Array:
-        """`steady.Load` rows, (rows, fields); sizes as of `filled`."""
+        """`load.Load` rows, (rows, fields); sizes as of `filled`."""
         s, engine = sizes, self.engine
         parallelism = engine.system.parallelism
         context = s["input_len"] + s["output_len"] * (1.0 if engine.scheduler.reserves else 0.5)
@@ -177,6 +183,8 @@ class Served:
             "cached_tokens": s["prefix_hit"] * s["input_len"],
             "stages": float(parallelism.pp),
             "speculated": s["speculative_tokens"],
+            "groups": float(parallelism.attention_dp),
+            "equal": 0.0,
             **{
                 name: s[name]
                 for name in (
@@ -212,7 +220,7 @@ def _capacity(of: Served, memory_frac: float, token_budget: int) -> tuple[float,
     try:
         made = of.engine.system
         own = of.engine.scheduler
-        scheduler = changed_scheduler(own, None, token_budget, None, memory_frac)
+        scheduler = own.changed(None, token_budget, None, memory_frac)
         return cache_of(made, scheduler).capacity_bytes, ""
     except RtsimError as error:
         return math.nan, str(error)

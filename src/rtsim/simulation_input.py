@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rtsim.named_system import system
 from rtsim.serving.arrivals import Generated, Traffic, played
 from rtsim.serving.deployment import Deployment
 from rtsim.serving.engine import Engine
-from rtsim.serving.scheduler import Scheduler
+from rtsim.serving.serve import check_pools
 
 REQUESTS = 1000  # generated without a number
 
@@ -25,12 +24,12 @@ def deployment_of(
     options: dict[str, Any],
 ) -> Deployment:  # fmt: skip
     """The deployment of these options of `rtsim.simulation.simulate`."""
-    changes = {
-        "policy": policy, "token_budget": token_budget, "max_sequences": max_sequences,
-        "memory_frac": memory_frac,
-    }  # fmt: skip
-    given = {name: value for name, value in changes.items() if value is not None}
-    engine = _engine(system(arch, gpu, **options), given)
+    limits = policy, token_budget, max_sequences, memory_frac
+    engine = _engine(system(arch, gpu, **options), limits)
+    check_pools(
+        prefill_workers, decode_workers=decode_workers, prefill_tp=prefill_tp,
+        prefill_gpu=prefill_gpu, transfer_rate=transfer_bytes_per_s,
+    )  # fmt: skip
     prefill = None
     if prefill_workers is not None:
         own = dict(options)
@@ -38,14 +37,7 @@ def deployment_of(
             own["tp"] = prefill_tp
             own.pop("num_gpus", None)
         own_gpu = gpu if prefill_gpu is None else prefill_gpu
-        prefill = _engine(system(arch, own_gpu, **own), given)
-    else:
-        for name, value in (
-            ("decode_workers", decode_workers), ("prefill_tp", prefill_tp),
-            ("prefill_gpu", prefill_gpu), ("transfer_rate", transfer_bytes_per_s),
-        ):  # fmt: skip
-            if value is not None:
-                raise SpecError(name, value, "is of prefill replicas: give --prefill-workers too")
+        prefill = _engine(system(arch, own_gpu, **own), limits)
     return Deployment(
         engine, prefill, n_replicas=decode_workers, n_prefill=prefill_workers, routing=routing,
         preemption=preemption,
@@ -54,12 +46,9 @@ def deployment_of(
     )  # fmt: skip
 
 
-def _engine(made: Any, changes: dict[str, Any]) -> Engine:
+def _engine(made: Any, limits: tuple[Any, ...]) -> Engine:
     engine = Engine(made)
-    if not changes:
-        return engine
-    scheduler: Scheduler = replace(engine.scheduler, **changes)
-    return Engine(made, scheduler)
+    return Engine(made, engine.scheduler.changed(*limits))
 
 
 def traffic_of(

@@ -278,7 +278,12 @@ def format_seconds(time_s: float, digits: int = 3) -> str:
     '85.3 ms'
     >>> format_seconds(5.326)
     '5.33 s'
+    >>> format_seconds(45_000_000.0)
+    '521 days'
     """
+    for name, unit_s in (("days", 86_400.0), ("h", 3600.0)):
+        if 2.0 * unit_s <= time_s < float("inf"):
+            return f"{format_number(time_s / unit_s, digits)} {name}"
     text, prefix = _scaled(time_s, {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}, digits)
     return f"{text} {prefix}s"
 

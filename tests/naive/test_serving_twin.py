@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from rtsim_kernels import mixed
 
 from rtsim.named_system import system
-from rtsim.serving.deployment import Deployment, transfer_bytes_per_s
+from rtsim.serving.deployment import Deployment
 from rtsim.serving.engine import Engine
 from rtsim.serving.scheduler import Scheduler
 from rtsim.serving.simulate import Run
 from rtsim.serving.trace import Requests
+from rtsim.serving.transfer import transfer_bytes_per_s
 
 BLOCK = 16
 

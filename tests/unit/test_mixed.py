@@ -28,7 +28,7 @@ def system(name: str) -> System:
 
 
 def batch(**sizes: float) -> mixed.Batch:
-    empty = dict.fromkeys(mixed.Batch._fields, 0.0) | {"checked": 1.0}
+    empty = dict.fromkeys(mixed.Batch._fields, 0.0) | {"checked": 1.0, "pooled": 1.0}
     return mixed.Batch(**{**empty, **sizes})
 
 

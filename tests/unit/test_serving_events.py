@@ -19,12 +19,13 @@ from rtsim.named_system import system
 from rtsim.service_level import ServiceLevel
 from rtsim.serving.arrivals import Generated
 from rtsim.serving.capacity import capacity
-from rtsim.serving.deployment import Deployment, transfer_bytes_per_s
+from rtsim.serving.deployment import Deployment
 from rtsim.serving.engine import Engine
 from rtsim.serving.serve import serve
 from rtsim.serving.simulate import Run, offline_rate, simulate
 from rtsim.serving.simulated import percentile_s
 from rtsim.serving.trace import Requests
+from rtsim.serving.transfer import transfer_bytes_per_s
 from rtsim.simulation import simulate as simulate_named
 
 LENGTHS = bucketed(np.array([40.0, 300, 900]), np.array([1.0, 250, 90]))
@@ -233,7 +234,7 @@ def test_alike_prompts_have_the_work_of_the_unlike_ones(chunks):
     groups[0].n_running = len(chunks)
     running = np.arange(len(chunks))[None, :]
     state = st.Scheduled(None, requests, groups, running, None, None, None)
-    batch = scheduling.batch_of(0, state)
+    batch = scheduling.batch_of(0, 0.0, state)
     n, new, keys = batch.n_prompts, batch.chunk, batch.prompt_context
     assert n * new == pytest.approx(sum(c[0] for c in chunks))
     pairs = sum(q * e + q * (q + 1) / 2 for q, e in chunks)

@@ -54,13 +54,16 @@ def test_littles_law(load: tuple[int, int, int], policy: str) -> None:
 def test_more_requests_wait_longer_and_get_tokens_more_slowly(
     load: tuple[int, int, int], more: float, policy: str
 ) -> None:
-    """Throughput may drop where products need another wave of tiles; latency never does."""
+    """Throughput may drop where products need another wave of tiles; latency never does.
+
+    Time to first token may dip by some per cent where more prompts come to share a step.
+    """
     n, *sizes = load
     few, many = (steady_state(engine(policy), count, *sizes) for count in (n, n * more))
     assert many.output_throughput >= few.output_throughput * 0.93
     assert many.e2e_latency_s >= few.e2e_latency_s * 0.995
     if policy == "prefill-first":
-        assert many.ttft_s >= few.ttft_s * (1.0 - 5e-3)
+        assert many.ttft_s >= few.ttft_s * (1.0 - 5e-2)
         assert many.tpot_s >= few.tpot_s * (1.0 - 5e-3)  # type: ignore[operator]
 
 
@@ -87,7 +90,8 @@ def test_without_decoding_the_prompts_set_the_rate() -> None:
     state = steady_state(engine("prefill-first"), 64, 2000, 1)
     assert state.tpot_s is None
     assert state.decoding == 0.0
-    assert state.request_throughput * state.itl_mixed_s == pytest.approx(1.0, rel=0.05)
+    together = engine("prefill-first").scheduler.token_budget / 2000
+    assert state.request_throughput * state.itl_mixed_s == pytest.approx(together, rel=0.05)
 
 
 def test_requests_above_the_limit_wait_outside() -> None:
@@ -323,6 +327,9 @@ def test_a_budget_that_binds_makes_prompts_wait_rather_than_decodes() -> None:
     [
         ({"prefill_workers": 0}, "prefill_workers = 0"),
         ({"decode_workers": 0}, "decode_workers = 0"),
+        ({"decode_workers": 2}, "give --prefill-workers"),
+        ({"prefill_tp": 2}, "give --prefill-workers"),
+        ({"speculative_tokens": 3}, "acceptance: .* speculative_tokens"),
         ({"acceptance": 0.5}, "nothing is drafted"),
         ({"draft_frac": 0.5}, "nothing is drafted"),
     ],

@@ -125,6 +125,8 @@ _SERVING = (
     click.option("--concurrency", type=float, metavar="N",
                  help="Requests in flight on the whole system: serving in its steady state."),
     *_ENGINE,
+    click.option("--equal-lengths", is_flag=True, default=None,
+                 help="All requests have just these lengths: they meet, where prompts go first."),
     click.option("--prefill-workers", type=count, metavar="N",
                  help="Replicas that only take prompts (disaggregated serving)."),
     click.option("--decode-workers", type=count, metavar="N", help="Replicas that only decode."),
@@ -134,7 +136,7 @@ _SERVING = (
 SERVING_NAMES = (
     *("concurrency", "policy", "token_budget", "max_sequences", "memory_frac", "prefix_hit"),
     *("speculative_tokens", "acceptance", "draft_frac", "prefill_workers", "decode_workers"),
-    "prefill_tp",
+    *("prefill_tp", "equal_lengths"),
 )
 
 

@@ -226,7 +226,7 @@ def _rates(found: Simulation) -> RenderableType:
                      f"{verdict}")  # fmt: skip
     made.add_row("Waiting", f"{r.mean_waiting:.3g}", f"on average, at most {r.most_waiting:,}")
     made.add_row("Running", f"{r.mean_running:.3g}",
-                 f"on average, at most {r.most_running:,} in a group")  # fmt: skip
+                 f"on average in all, at most {r.most_running:,} in one group")  # fmt: skip
     made.add_row("KV cache", percent(r.mean_cache_frac),
                  f"on average, at most {percent(r.most_cache_frac)}")  # fmt: skip
     made.add_row("Busy", percent(r.busy_frac),

@@ -17,8 +17,8 @@ from rtsim.errors import RtsimError, SpecError
 from rtsim.fitting.serving_rows import Deployment, Deployments, with_batch_columns, with_cache
 from rtsim.measurements import Columns
 from rtsim.serving.engine import engine_coefficients
-from rtsim.serving.serve import transfer_s
 from rtsim.serving.steady import load_row
+from rtsim.serving.transfer import transfer_s
 
 # Of rows whose workers are not counted. Decode workers: what those that count them have in the
 # median, where they are tensor parallel; more where the cache needs them. Prefill workers: as many
@@ -90,14 +90,15 @@ def _cases(
 
 
 def _load(deployment: Deployment, in_flight: float, input_len: int, output_len: int) -> Any:
-    """A `steady.Load` of one group, as a plain tuple."""
+    """A `load.Load` of one group with equal lengths, as a plain tuple."""
     engine = deployment.engine
     try:
         running = engine.most_running(input_len, output_len)
     except SpecError:
         placement_bytes = _LEAST_CACHE_FRAC * float(engine.system.gpu.memory_bytes)
         running = placement_bytes / engine.placement().cache_bytes(input_len + output_len)
-    return load_row(engine, max(1e-3, in_flight), max(1.0, running), input_len, output_len)
+    return load_row(engine, max(1e-3, in_flight), max(1.0, running), input_len, output_len,
+                    equal=True)  # fmt: skip
 
 
 def _serving_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> Case:
@@ -139,7 +140,8 @@ def _serving_case(i: int, row: Mapping[str, Any], deployments: Deployments) -> C
         busy = in_flight * alone_s / (prompt_groups * (alone_s + step_s * sizes[1]))
         prefill_workers = max(1, math.ceil(busy / UNSTATED_BUSY_FRAC))
     prompt_load = (prompt_load[0] / prefill_workers, *prompt_load[1:])
-    send_s = transfer_s(prefill.engine.placement(), sizes[0])
+    receiving = decode.engine.system.parallelism.tp
+    send_s = transfer_s(prefill.engine.placement(), sizes[0], receiving)
     return Case(i, decode, load, prefill, prompt_load, send_s,
                 row["ttft_ms"] / 1e3, row["tpot_ms"] / 1e3, labels)  # fmt: skip
 
@@ -193,16 +195,18 @@ def times_of(case: Case, values: Mapping[str, float]) -> tuple[float, float]:
     row = engine_row(values)[()]
     engine = case.deployment.engine
     _, (operators, segments, machine, _) = engine.compiled()
-    load = kernels.steady.Load(*case.load)
+    load = kernels.load.Load(*case.load)
     if case.batch:
-        _, total_s = kernels.steady.batch_s(load, operators, segments, machine, row, engine.scratch)
+        _, total_s = kernels.one_batch.batch_s(
+            load, operators, segments, machine, row, engine.scratch
+        )
         return float("nan"), total_s
     if case.prefill is None:
         made = kernels.steady.steady_state(load, operators, segments, machine, row, engine.scratch)
         return made.ttft_s, made.tpot_s
     first = case.prefill.engine
     _, rows = first.compiled()
-    return kernels.steady.disaggregated(  # type: ignore[no-any-return]
-        load, kernels.steady.Load(*case.prefill_load), case.transfer_s,
+    return kernels.pools.disaggregated(  # type: ignore[no-any-return]
+        load, kernels.load.Load(*case.prefill_load), case.transfer_s,
         (operators, segments, machine), rows[:3], row, engine.scratch, first.scratch,
     )  # fmt: skip

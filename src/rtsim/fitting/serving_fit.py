@@ -4,7 +4,8 @@ Kernel coefficients are fitted first, on kernels timed alone. Serving runs then 
 say (`mixed.ENGINE_COEFFICIENTS`), in three stages of ever finer factors, so that what is common is
 fitted as such and a model or release left out loses little:
 
-1. the engine's coefficients, on time per output token;
+1. the engine's coefficients, on time per output token, in turn with those of the first token: who
+   waits with others for a prompt is not held up by it later;
 2. factors of single weight formats on products and expert layers, and of single releases
    (`RELEASE_SPREAD`), with those of stage 1 fixed;
 3. time before the first token: the fixed part, bunching, and a factor of each release.
@@ -47,6 +48,7 @@ _OF_TPOT = (
     *("memory_frac", "collective_frac", "moe_frac", "prompt_frac"),
 )
 _OF_TTFT = ("request_s", "bunching")
+ROUNDS = 1  # of both in turn, before the last
 _FRACS_OF_FORMAT = {"mlp": "gemm_frac", "experts": "moe_frac"}
 
 
@@ -119,33 +121,45 @@ def fit_serving(
     priors: other middles of coefficients, those of a like engine. particular: with factors of
     formats and releases.
     """
-    common = {c.name: c.prior for c in mixed.ENGINE_COEFFICIENTS} | dict(priors or {})
+    start = {c.name: c.prior for c in mixed.ENGINE_COEFFICIENTS} | dict(priors or {})
     tpot_s = np.array([c.tpot_s for c in cases])
-    declared = tuple(c._replace(prior=common[c.name]) for c in _declared(_OF_TPOT))
-
-    def engine_tpot(values: Array) -> Array:
-        tried = {**common, **dict(zip(_OF_TPOT, values.tolist(), strict=True))}
-        return np.array([times_of(c, tried)[1] for c in cases])
-
-    engine = fit_coefficients(engine_tpot, tpot_s, declared, row_sigma=1.5 * TPOT_SIGMA)
-    common = {**common, **dict(zip(_OF_TPOT, engine.values.tolist(), strict=True))}
+    timed = [c for c in cases if 0.0 < c.ttft_s < SATURATED_S]
+    common = start
+    for _ in range(ROUNDS if timed else 1):
+        common, engine = _fit_tpot(cases, common, start, tpot_s)
+        if timed:
+            common, _ = _fit_ttft(timed, {"serving.engine": common}, start, release_spread)
+    common, engine = _fit_tpot(cases, common, start, tpot_s)
     formats: dict[str, dict[str, float]] = {}
     releases: dict[str, float] = {}
     if particular:
         formats, releases = _fit_particular(cases, common, tpot_s, format_spread, release_spread)
 
     # The first token: with the steps as they now are.
-    timed = [c for c in cases if 0.0 < c.ttft_s < SATURATED_S]
     sections = {"serving.engine": common, **formats}
     fracs: dict[str, dict[str, float]] = {
         name: {"tpot_frac": frac, "ttft_frac": 1.0} for name, frac in releases.items()
     }
     if timed:
-        common, ttft = _fit_ttft(timed, sections, release_spread)
+        common, ttft = _fit_ttft(timed, sections, start, release_spread)
         sections["serving.engine"] = common
         for name, frac in ttft.items():
             fracs[name]["ttft_frac"] = frac
     return ServingFit(sections, fracs, engine)
+
+
+def _fit_tpot(
+    cases: Sequence[Case], common: Mapping[str, float], start: Mapping[str, float], tpot_s: Array
+) -> tuple[dict[str, float], Fit]:
+    """The engine's coefficients with those of time per output token, priors at `start`."""
+    declared = tuple(c._replace(prior=start[c.name]) for c in _declared(_OF_TPOT))
+
+    def predicted(values: Array) -> Array:
+        tried = {**common, **dict(zip(_OF_TPOT, values.tolist(), strict=True))}
+        return np.array([times_of(c, tried)[1] for c in cases])
+
+    fit = fit_coefficients(predicted, tpot_s, declared, row_sigma=1.5 * TPOT_SIGMA)
+    return {**common, **dict(zip(_OF_TPOT, fit.values.tolist(), strict=True))}, fit
 
 
 def _fit_particular(
@@ -196,12 +210,17 @@ def _release_freedoms(versions: Sequence[str], spread: float) -> tuple[Coefficie
 
 
 def _fit_ttft(
-    cases: Sequence[Case], sections: Mapping[str, Mapping[str, float]], release_spread: float
+    cases: Sequence[Case],
+    sections: Mapping[str, Mapping[str, float]],
+    start: Mapping[str, float],
+    release_spread: float,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The engine's coefficients with those of the first token, and factors of releases."""
+    """The engine's coefficients with those of the first token, priors at `start`, and factors of
+    releases.
+    """
     common = dict(sections["serving.engine"])
     versions = _versions(cases)
-    declared = tuple(c._replace(prior=common[c.name]) for c in _declared(_OF_TTFT))
+    declared = tuple(c._replace(prior=start[c.name]) for c in _declared(_OF_TTFT))
     measured_s = np.array([c.ttft_s for c in cases])
     known = ServingFit(sections, {}, None)  # type: ignore[arg-type]
     values_of = [known.values_of(case) for case in cases]

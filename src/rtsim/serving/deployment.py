@@ -2,9 +2,7 @@
 
 Groups and replicas follow from the engine's parallelism: `dp` replicas apart; `attention_dp` groups
 of one replica in lockstep; `pp` stages as `pp` streams of requests, which have the cache and the
-places of the replica in equal parts. A cache moves between pools over the network of the nodes
-where the GPU names one, else over its link, else over PCIe; all GPUs of a group send their part at
-once, as fast as the smaller group.
+places of the replica in equal parts. A cache moves between pools as `transfer` says.
 """
 
 from __future__ import annotations
@@ -17,10 +15,9 @@ import numpy as np
 from rtsim_kernels import serving_state as st
 
 from rtsim.errors import NotSupported, SpecError, UnknownName
+from rtsim.serving import transfer
 from rtsim.serving.engine import Engine
-from rtsim.serving.scheduler import POLICIES
 from rtsim.serving.trace import Array
-from rtsim.specs.gpu import GpuSpec
 
 Routing = Literal["round-robin", "least-loaded"]
 ROUTINGS: tuple[Routing, ...] = ("round-robin", "least-loaded")
@@ -28,9 +25,6 @@ Preemption = Literal["recompute", "swap"]
 PREEMPTIONS: tuple[Preemption, ...] = ("recompute", "swap")
 
 MOST_GROUPS = 4096
-# Setting up a transfer of a cache between two engines: handshake and page tables (order of
-# magnitude; the bytes take far longer).
-_TRANSFER_S = 1e-3
 _MOST_TOKENS = 2**22
 _LESS_THAN_A_BYTE = 1e-3  # rounding of the sums
 
@@ -72,7 +66,6 @@ class Deployment:
                 raise NotSupported(
                     "serving with context parallelism is not simulated: use --cp 1 and more --tp"
                 )
-            check_scheduler(engine)
         if len(self.group_rows()) > MOST_GROUPS:
             raise SpecError("dp", sum(self.replicas), f"at most {MOST_GROUPS:,} groups in all")
 
@@ -135,8 +128,8 @@ class Deployment:
         scheduler, gpu = engine.scheduler, engine.system.gpu
         p = engine.system.parallelism
         policies = {"mixed": st.MIXED, "prefill-first": st.PREFILL_FIRST, "static": st.STATIC}
-        smaller = min(each.system.parallelism.tp for each in self.engines)
-        rate = self.transfer_bytes_per_s or transfer_bytes_per_s(gpu)
+        receiving = self.engine.system.parallelism.tp
+        rate = self.transfer_bytes_per_s or transfer.transfer_bytes_per_s(gpu)
         return {
             "policy": policies[scheduler.policy],
             "token_budget": scheduler.token_budget,
@@ -147,8 +140,8 @@ class Deployment:
             "block_tokens": scheduler.block_tokens,
             "routing": ROUTINGS.index(self.routing),
             "most_tokens": self.longest_request,
-            "transfer_s": _TRANSFER_S,
-            "transfer_bytes_per_s": rate * smaller / p.tp,
+            "transfer_s": transfer.SETUP_S,
+            "transfer_bytes_per_s": transfer.group_bytes_per_s(rate, p.tp, receiving),
             "prefix_hit": self.prefix_hit,
             "request_s": float(engine.row["request_s"]),
         }
@@ -191,28 +184,3 @@ def fill(value: Callable[[float], float], table: Array, first: int, last: int) -
         return
     fill(value, table, first, middle)
     fill(value, table, middle, last)
-
-
-def transfer_bytes_per_s(gpu: GpuSpec) -> float:
-    """Rate at which one GPU sends a cache to a GPU of another pool."""
-    if gpu.network is not None:
-        return gpu.network.bytes_per_s
-    if gpu.link is not None:
-        return gpu.link.bytes_per_s
-    return gpu.pcie_bytes_per_s
-
-
-def check_scheduler(engine: Engine) -> None:
-    """SpecError for limits of a scheduler that leave nothing to run."""
-    scheduler = engine.scheduler
-    if scheduler.policy not in POLICIES:
-        raise UnknownName("policy", scheduler.policy, POLICIES)
-    for field, value, most in (
-        ("token_budget", scheduler.token_budget, 2**20),
-        ("max_sequences", scheduler.max_sequences, 2**16),
-        ("block_tokens", scheduler.block_tokens, 2**16),
-    ):
-        if not 1 <= value <= most:
-            raise SpecError(field, value, f"must be a whole number from 1 to {most:,}")
-    if not 0.0 < scheduler.memory_frac <= 1.0:
-        raise SpecError("memory_frac", scheduler.memory_frac, "must be above 0, at most 1")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import mixed, steady, tables
+from rtsim_kernels import load, mixed, tables
 
 from rtsim.device_facts import record
 from rtsim.errors import SpecError
@@ -21,8 +21,8 @@ from rtsim.memory import Placement
 from rtsim.serving.scheduler import Scheduler, scheduler_of
 from rtsim.system import System
 
-# Policies that have a steady state, as `steady` codes them.
-POLICY_CODES = {"mixed": steady.MIXED, "prefill-first": steady.PREFILL_FIRST}
+# Policies that have a steady state, as `rtsim_kernels.load` codes them.
+POLICY_CODES = {"mixed": load.MIXED, "prefill-first": load.PREFILL_FIRST}
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Engine:
 
     @property
     def policy(self) -> float:
-        """The scheduler's policy as `steady` codes it."""
-        return POLICY_CODES.get(self.scheduler.policy, steady.MIXED)
+        """The scheduler's policy as `rtsim_kernels.load` codes it."""
+        return POLICY_CODES.get(self.scheduler.policy, load.MIXED)
 
     def most_running(self, input_len: int, output_len: int) -> float:
         """Sequences of a group that run at once: by the cache, or the scheduler's limit.

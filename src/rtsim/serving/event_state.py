@@ -99,6 +99,7 @@ def new_state(
         ended=np.zeros(st.N_STATUS, np.int64),
         records=form.rows(np.zeros(RECORDS + margin, st.RECORD)),
         log=form.rows(np.zeros((LOGGED_STEPS + len(replicas)) if log_steps else 0, st.STEP)),
+        away_s=np.zeros(concurrency + 1),
     )
 
 
@@ -132,7 +133,7 @@ def pool_rows(deployment: Deployment, form: Form) -> tuple[Any, Any]:
         pools.append(
             form.kernels.serving_state.Pool(
                 operators, segments, machine, coefficients,
-                keys=np.full((step_memo.PLACES, 4), np.nan),
+                keys=np.full((step_memo.PLACES, 5), np.nan),
                 kept=np.zeros((step_memo.PLACES, n)),
                 times=np.zeros((n, 2)),
             )

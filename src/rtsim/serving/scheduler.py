@@ -13,13 +13,17 @@ The defaults of each stack are those of its documentation in 2025-2026:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from rtsim.errors import SpecError, UnknownName
 from rtsim.specs.gpu import GpuSpec
 
 Policy = Literal["mixed", "prefill-first", "static"]
 POLICIES: tuple[Policy, ...] = ("mixed", "prefill-first", "static")
+
+MOST_TOKENS = 2**20  # of a step
+MOST_SEQUENCES = 2**16  # of a group; also tokens of a block
 
 _GIB = 2.0**30
 
@@ -44,6 +48,33 @@ class Scheduler:
     reserves: bool = False
     block_tokens: int = 16
     memory_frac: float = 0.9
+
+    def __post_init__(self) -> None:
+        """SpecError, or UnknownName of a policy, for limits that leave nothing to run."""
+        if self.policy not in POLICIES:
+            raise UnknownName("policy", str(self.policy), POLICIES)
+        for name, value, most in (
+            ("token_budget", self.token_budget, MOST_TOKENS),
+            ("max_sequences", self.max_sequences, MOST_SEQUENCES),
+            ("block_tokens", self.block_tokens, MOST_SEQUENCES),
+        ):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if not whole or not 1 <= value <= most:
+                raise SpecError(name, value, f"must be a whole number from 1 to {most:,}")
+        if not 0.0 < self.memory_frac <= 1.0:
+            raise SpecError("memory_frac", self.memory_frac, "must be a share from above 0 to 1")
+
+    def changed(
+        self, policy: str | None = None, token_budget: int | None = None,
+        max_sequences: int | None = None, memory_frac: float | None = None,
+    ) -> Scheduler:  # fmt: skip
+        """The scheduler with what is given; raises as it does itself."""
+        asked = {
+            "policy": policy, "token_budget": token_budget, "max_sequences": max_sequences,
+            "memory_frac": memory_frac,
+        }  # fmt: skip
+        changes: dict[str, Any] = {k: v for k, v in asked.items() if v is not None}
+        return replace(self, **changes)
 
 
 def scheduler_of(stack: str, gpu: GpuSpec) -> Scheduler:

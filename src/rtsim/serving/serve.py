@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +18,21 @@ from rtsim_kernels import mixed
 
 from rtsim.answer import sources_of
 from rtsim.errors import SpecError
-from rtsim.memory import Placement
 from rtsim.named_system import system
 from rtsim.prediction import Cost, GpuSummary, ModelSummary, ParallelismSummary
 from rtsim.profile_choice import SERVING_STACKS
 from rtsim.serving.engine import Engine
-from rtsim.serving.scheduler import POLICIES, Scheduler, scheduler_of
+from rtsim.serving.scheduler import Scheduler, scheduler_of
 from rtsim.serving.steady import (
     NO_SPECULATION,
     Speculation,
     SteadyState,
     interval_90,
     load_of,
+    speculation_of,
     steady_state,
 )
+from rtsim.serving.transfer import transfer_path, transfer_s
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
 from rtsim.specs.workload import WorkloadSpec
@@ -113,8 +114,9 @@ def serve(
     memory_frac: float | None = None,
     prefix_hit: float = 0.0,
     speculative_tokens: int = 0,
-    acceptance: float = 0.0,
+    acceptance: float | None = None,
     draft_frac: float = 0.0,
+    equal_lengths: bool = False,
     prefill_workers: int | None = None,
     decode_workers: int | None = None,
     prefill_tp: int | None = None,
@@ -126,8 +128,10 @@ def serve(
     of `rtsim.predict`. policy ("mixed", "prefill-first"), token_budget, max_sequences per group of
     GPUs and memory_frac change the scheduler of the stack (vLLM's where none is named). prefix_hit:
     share of a prompt found in the cache. speculative_tokens: drafted per step, each kept with the
-    chance `acceptance`, each for `draft_frac` of a decode step. prefill_workers, decode_workers:
-    pools of replicas with the split of the others, that of prompts with prefill_tp.
+    chance `acceptance`, each for `draft_frac` of a decode step. equal_lengths: all requests have
+    just these lengths, as load generators send them; else lengths differ around them.
+    prefill_workers, and decode_workers (1) with it: pools of replicas with the split of the others,
+    that of prompts with prefill_tp.
 
     Raises RtsimError (SpecError, UnknownName, DataError) on bad input, and where the model, or not
     one request, fits.
@@ -145,24 +149,22 @@ def serve(
         _count("input_len", sizes["input_len"]),
         _count("output_len", sizes["output_len"]),
     )
-    speculation = Speculation(speculative_tokens, acceptance, draft_frac)
-    if not speculative_tokens and (acceptance or draft_frac):
-        name = "acceptance" if acceptance else "draft_frac"
-        value = acceptance or draft_frac
-        raise SpecError(name, value, "goes with speculative_tokens: nothing is drafted without")
+    speculation = speculation_of(speculative_tokens, acceptance, draft_frac)
     made = system(arch, gpu, stack=stack, profile=profile, **split)
     own = scheduler_of(made.profile.stack, made.gpu)
-    scheduler = changed_scheduler(own, policy, token_budget, max_sequences, memory_frac)
+    scheduler = own.changed(policy, token_budget, max_sequences, memory_frac)
     if scheduler.policy == "static":
         raise SpecError("policy", "static", "has no steady state: simulate it, or predict a batch")
     engine = Engine(made, scheduler)
     lengths = WorkloadSpec.from_mapping({"input_len": prompt, "output_len": output})
     notes = [*made.notes, *lengths.check_model(made.model)]
     pools = None
-    if prefill_workers is None and decode_workers is None and prefill_tp is None:
+    check_pools(prefill_workers, decode_workers=decode_workers, prefill_tp=prefill_tp)
+    if prefill_workers is None:
         state = steady_state(
-            engine, concurrency, prompt, output, prefix_hit=prefix_hit, speculation=speculation
-        )
+            engine, concurrency, prompt, output, prefix_hit=prefix_hit, speculation=speculation,
+            equal_lengths=equal_lengths,
+        )  # fmt: skip
         num_gpus = made.parallelism.num_gpus
     else:
         first = made
@@ -176,7 +178,7 @@ def serve(
         num_gpus = pools.prefill_gpus + pools.decode_gpus
         if made.gpu.network is None:
             notes.append(
-                "no network between nodes is given: sending a prompt's cache takes no time"
+                f"no network between nodes is given: caches are sent over {transfer_path(made.gpu)}"
             )
     if state.limit != "concurrency":
         what = "the cache holds" if state.limit == "cache" else "the scheduler runs"
@@ -229,6 +231,13 @@ def serve(
     )  # fmt: skip
 
 
+def check_pools(prefill_workers: int | None, **others: Any) -> None:
+    """SpecError for what is of pools where no replicas for prompts alone are asked for."""
+    for name, value in others.items():
+        if prefill_workers is None and value is not None:
+            raise SpecError(name, value, "is of prefill replicas: give --prefill-workers too")
+
+
 def _workers(name: str, stated: int | None) -> int:
     return 1 if stated is None else _count(name, stated)
 
@@ -239,40 +248,20 @@ def _count(name: str, value: Any) -> int:
     return value
 
 
-def changed_scheduler(
-    own: Scheduler, policy: str | None, token_budget: int | None, max_sequences: int | None,
-    memory_frac: float | None,
-) -> Scheduler:  # fmt: skip
-    """A stack's own scheduler with what was asked for; SpecError for what cannot be."""
-    changes: dict[str, Any] = {}
-    if policy is not None:
-        if policy not in POLICIES:
-            raise SpecError("policy", policy, f"must be one of {', '.join(POLICIES)}")
-        changes["policy"] = policy
-    for name, value in (("token_budget", token_budget), ("max_sequences", max_sequences)):
-        if value is not None:
-            changes[name] = _count(name, value)
-    if memory_frac is not None:
-        if not 0.0 < memory_frac <= 1.0:
-            raise SpecError("memory_frac", memory_frac, "must be a share from above 0 to 1")
-        changes["memory_frac"] = memory_frac
-    return replace(own, **changes)
-
-
 def _pools(
     first: Engine, engine: Engine, concurrency: float, input_len: int, output_len: int,
     prefix_hit: float, speculation: Speculation, prefill_workers: int, decode_workers: int,
 ) -> tuple[SteadyState, Pools]:  # fmt: skip
-    """The steady state of two pools: `kernels.steady.disaggregated`."""
+    """The steady state of two pools: `kernels.pools.disaggregated`."""
     kernels, rows = engine.compiled()
     _, prompt_rows = first.compiled()
     load = load_of(engine, concurrency / decode_workers, input_len, output_len, 0.0, speculation)
     prompt_load = load_of(
         first, concurrency / prefill_workers, input_len, 1, prefix_hit, NO_SPECULATION
     )
-    send_s = transfer_s(first.placement(), input_len)
-    ttft_s, tpot_s = kernels.steady.disaggregated(
-        kernels.steady.Load(*load), kernels.steady.Load(*prompt_load), send_s, rows[:3],
+    send_s = transfer_s(first.placement(), input_len, engine.system.parallelism.tp)
+    ttft_s, tpot_s = kernels.pools.disaggregated(
+        kernels.load.Load(*load), kernels.load.Load(*prompt_load), send_s, rows[:3],
         prompt_rows[:3], engine.row[()], engine.scratch, first.scratch,
     )  # fmt: skip
     alone_s = first.coefficients["request_s"] + first.step_s(
@@ -302,17 +291,6 @@ def _pools(
     )
 
 
-def transfer_s(placement: Placement, input_len: float) -> float:
-    """Seconds to send one prompt's cache from its GPUs to those that decode, over the network.
-
-    Each GPU sends its own share at the rate of its network port; 0 where no network is stated.
-    """
-    network = placement.gpu.network
-    if network is None:
-        return 0.0
-    return placement.cache_bytes(input_len) / network.bytes_per_s
-
-
 def _breakdown(
     engine: Engine, state: SteadyState, context: float, groups: int, checked: float
 ) -> tuple[StepShare, ...]:
@@ -323,7 +301,7 @@ def _breakdown(
     _, rows = engine.compiled()
     times = np.zeros_like(engine.scratch)
     each = state.decoding / (groups * engine.system.parallelism.pp)
-    batch = kernels.mixed.Batch(each, context, 0.0, 0.0, 0.0, 0.0, checked)
+    batch = kernels.mixed.Batch(each, context, 0.0, 0.0, 0.0, 0.0, checked, 1.0)
     step_s = kernels.mixed.engine_step_s(batch, False, *rows, times)
     table = engine.system.table
     found: dict[str, float] = {}

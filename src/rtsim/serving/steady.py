@@ -55,6 +55,19 @@ class Speculation:
 NO_SPECULATION = Speculation()
 
 
+def speculation_of(tokens: int, acceptance: float | None, draft_frac: float) -> Speculation:
+    """A `Speculation`; SpecError for what does not go with the tokens, or is missing."""
+    made = Speculation(tokens, acceptance or 0.0, draft_frac)
+    if tokens and acceptance is None:
+        raise SpecError.of_missing(
+            "acceptance", "goes with speculative_tokens: the chance that a drafted token is kept"
+        )
+    if not tokens and (acceptance or draft_frac):
+        name, value = ("acceptance", acceptance) if acceptance else ("draft_frac", draft_frac)
+        raise SpecError(name, value, "goes with speculative_tokens: nothing is drafted without")
+    return made
+
+
 @dataclass(frozen=True)
 class SteadyState:
     """Means of a closed loop of `concurrency` requests on a whole system.
@@ -108,8 +121,9 @@ def load_of(
     output_len: float,
     prefix_hit: float = 0.0,
     speculation: Speculation = NO_SPECULATION,
+    equal: bool = False,
 ) -> tuple[float, ...]:
-    """A `steady.Load` of one group of the engine's GPUs, as a tuple of floats."""
+    """A `load.Load` of one group of the engine's GPUs, as a tuple of floats."""
     check_load(concurrency, prefix_hit)
     parallelism = engine.system.parallelism
     most = engine.most_running(int(input_len), int(output_len))
@@ -121,19 +135,19 @@ def load_of(
         )  # fmt: skip
     in_flight = concurrency / parallelism.sequence_groups
     cached = prefix_hit * input_len
-    return load_row(engine, in_flight, most, input_len, output_len, cached, speculation)
+    return load_row(engine, in_flight, most, input_len, output_len, cached, speculation, equal)
 
 
 def load_row(
     engine: Engine, in_flight: float, most_running: float, input_len: float, output_len: float,
-    cached_tokens: float = 0.0, speculation: Speculation = NO_SPECULATION,
+    cached_tokens: float = 0.0, speculation: Speculation = NO_SPECULATION, equal: bool = False,
 ) -> tuple[float, ...]:  # fmt: skip
-    """Fields of a `steady.Load` of one group under the engine's scheduler; nothing is checked."""
+    """Fields of a `load.Load` of one group under the engine's scheduler; nothing is checked."""
     return (
         in_flight, most_running, float(input_len), float(output_len), cached_tokens,
         engine.policy, float(engine.scheduler.token_budget),
         float(engine.system.parallelism.pp), float(speculation.tokens), speculation.acceptance,
-        speculation.draft_frac,
+        speculation.draft_frac, float(engine.system.parallelism.attention_dp), float(equal),
     )  # fmt: skip
 
 
@@ -153,13 +167,17 @@ def steady_state(
     *,
     prefix_hit: float = 0.0,
     speculation: Speculation = NO_SPECULATION,
+    equal_lengths: bool = False,
 ) -> SteadyState:
     """Means with `concurrency` requests in flight, `input_len` and `output_len` tokens each.
 
-    prefix_hit: share of a prompt that is found in the prefix cache. Raises SpecError for a load
+    prefix_hit: share of a prompt that is found in the prefix cache. equal_lengths: every request
+    has just these lengths, else they are means of lengths that differ. Raises SpecError for a load
     that is none, and where not one request fits.
     """
-    load = load_of(engine, concurrency, input_len, output_len, prefix_hit, speculation)
+    load = load_of(
+        engine, concurrency, input_len, output_len, prefix_hit, speculation, equal_lengths
+    )
     found = dict(zip(FIELDS, steady_many(engine, np.array([load]))[0].tolist(), strict=True))
     return state_of(engine, concurrency, output_len, input_len, load[1], found)
 

@@ -1,0 +1,143 @@
+"""The analytic steady state against the event simulation of the same closed loop."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+from rtsim_kernels import compiled, lockstep, time_heap
+
+from rtsim.lengths import Lengths, bucketed, fixed
+from rtsim.named_system import system
+from rtsim.serving.arrivals import Generated
+from rtsim.serving.deployment import Deployment
+from rtsim.serving.engine import Engine
+from rtsim.serving.simulate import simulate
+from rtsim.serving.steady import steady_state
+
+SYSTEMS = {
+    "dense": ("llama-3.1-8b", "h100", {}),
+    "experts": ("mixtral-8x7b", "a100", {"tp": 2}),
+    "groups": ("deepseek-v3", "h200", {"attention_dp": 8, "ep": 8, "quantization": "fp8"}),
+}
+SIZES = {"even": (1000, 200), "prompts": (2000, 50), "outputs": (500, 500)}
+
+
+@cache
+def engine(name: str, stack: str) -> Engine:
+    model, gpu, split = SYSTEMS[name]
+    return Engine(system(model, gpu, stack=stack, **split))
+
+
+def differing(input_len: int, output_len: int) -> Lengths:
+    """Prompts within 20 % and outputs within 40 % of a mean."""
+    generator = np.random.default_rng(0)
+    prompts = generator.uniform(0.8, 1.2, 400) * input_len
+    outputs = np.rint(generator.uniform(0.6, 1.4, 400) * output_len).astype(int)
+    return bucketed(np.rint(prompts), outputs)
+
+
+def played(made: Engine, in_flight: int, lengths: Lengths) -> tuple[float, float, float]:
+    """(ttft, tpot, requests a second), without the start and the end of the run."""
+    records: list[np.ndarray] = []
+    traffic = Generated(1.0, lengths, 400 + 12 * in_flight)
+    simulate(Deployment(made), traffic, concurrency=in_flight, records=records)
+    rows = np.concatenate(records)
+    rows = rows[np.argsort(rows["request"])]
+    ends = np.sort(rows["arrival_s"] + rows["e2e_latency_s"])
+    first, last = 3 * in_flight, len(rows) - in_flight
+    rate = (last - first) / (ends[last - 1] - ends[first - 1])
+    rows = rows[first:last]
+    decoding_s = (rows["e2e_latency_s"] - rows["ttft_s"]).sum()
+    return rows["ttft_s"].mean(), decoding_s / (rows["output_tokens"] - 1).sum(), rate
+
+
+@pytest.mark.parametrize(
+    ("name", "stack", "sizes", "in_flight"),
+    [
+        ("dense", "vllm", "even", 1),
+        ("dense", "vllm", "even", 16),
+        ("dense", "vllm", "even", 64),
+        ("dense", "vllm", "prompts", 4),
+        ("dense", "vllm", "outputs", 64),
+        ("dense", "trtllm", "even", 64),
+        ("dense", "trtllm", "prompts", 4),
+        ("dense", "sglang", "even", 64),
+        ("dense", "sglang", "even", 128),
+        ("dense", "sglang", "prompts", 16),
+        ("experts", "vllm", "even", 16),
+        ("experts", "trtllm", "outputs", 64),
+        ("experts", "sglang", "even", 16),
+        ("groups", "vllm", "even", 32),
+        ("groups", "vllm", "outputs", 128),
+        ("groups", "trtllm", "even", 32),
+        ("groups", "sglang", "outputs", 128),
+    ],
+)
+def test_means_are_those_of_the_simulation(
+    name: str, stack: str, sizes: str, in_flight: int
+) -> None:
+    made = engine(name, stack)
+    state = steady_state(made, in_flight, *SIZES[sizes])
+    assert state.limit == "concurrency"
+    ttft_s, tpot_s, rate = played(made, in_flight, differing(*SIZES[sizes]))
+    assert state.ttft_s == pytest.approx(ttft_s, rel=0.05)
+    assert state.tpot_s == pytest.approx(tpot_s, rel=0.05)
+    assert state.request_throughput == pytest.approx(rate, rel=0.05)
+
+
+def test_lockstep_of_groups_is_a_large_part_of_their_time() -> None:
+    """What a group alone would take is far from what the simulation gives."""
+    made = engine("groups", "vllm")
+    state = steady_state(made, 32, *SIZES["even"])
+    alone_s = state.decode_step_s + (state.itl_mixed_s - state.decode_step_s) * 3 / 199
+    assert state.tpot_s is not None
+    assert state.tpot_s > 1.3 * alone_s
+
+
+@pytest.mark.parametrize("in_flight", [16, 64])
+def test_equal_lengths_meet_where_prompts_go_first(in_flight: int) -> None:
+    """All prompts of a round come together: users wait for them before, not between, tokens."""
+    made = engine("dense", "sglang")
+    state = steady_state(made, in_flight, 4000, 500, equal_lengths=True)
+    ttft_s, tpot_s, _ = played(made, in_flight, fixed(4000, 500))
+    assert state.ttft_s == pytest.approx(ttft_s, rel=0.07)
+    assert state.tpot_s == pytest.approx(tpot_s, rel=0.05)
+    assert state.ttft_s > 2.0 * steady_state(made, in_flight, 4000, 500).ttft_s
+
+
+@pytest.mark.parametrize(("mean", "groups"), [(0.01, 8), (0.3, 4), (2.5, 8), (20.0, 16)])
+def test_prompts_of_groups_in_lockstep_by_drawing_them(mean: float, groups: int) -> None:
+    drawn = np.random.default_rng(3).poisson(mean * groups, 200_000)
+    some = drawn > 0
+    found = lockstep.prompts_in_lockstep(mean, float(groups))
+    assert found.any_chance == pytest.approx(some.mean(), abs=5e-3)
+    assert found.chance == pytest.approx(np.minimum(drawn, groups).mean() / groups, rel=0.03)
+    assert found.most == pytest.approx(np.ceil(drawn[some] / groups).mean(), rel=0.03)
+    with_some = np.minimum(drawn, groups)[some].sum()
+    assert found.together == pytest.approx(drawn.sum() / with_some, rel=0.03)
+
+
+def test_times_come_out_in_order() -> None:
+    generator = np.random.default_rng(5)
+    heap, kept = np.zeros(64), []
+    for _ in range(500):
+        if kept and (len(kept) == 64 or generator.random() < 0.4):
+            assert heap[0] == min(kept)
+            time_heap.drop_first(heap, len(kept))
+            kept.remove(min(kept))
+        else:
+            time_s = float(generator.random())
+            time_heap.add_time(time_s, heap, len(kept))
+            kept.append(time_s)
+    assert kept
+
+
+def test_a_closed_loop_keeps_its_number() -> None:
+    """In the engine or on the way there are `in_flight` requests at any time."""
+    made = engine("dense", "vllm")
+    result = simulate(Deployment(made), Generated(1.0, differing(400, 60), 800), concurrency=20)
+    outside = float(made.row["request_s"]) * result.n_finished / result.duration_s
+    assert result.mean_running + result.mean_waiting + outside == pytest.approx(20.0, rel=0.05)
+    assert compiled().time_heap is not None
