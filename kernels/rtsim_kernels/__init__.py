@@ -47,6 +47,7 @@ def compiled() -> ModuleType:
                 "steady",
                 "moe",
                 "mla",
+                "bulk_memo",
                 "bulk_rows",
                 "bulk",
                 "bulk_encoders",

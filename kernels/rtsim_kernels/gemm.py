@@ -172,7 +172,7 @@ ALL_MISS = 40.0  # times the cache: from here on what is kept rounds to nothing
 ENDLESS_COPIES = 1e6  # from here on every weight comes from DRAM
 
 
-@jit
+@inner
 def miss_frac(ratio: float) -> float:
     """Share of cyclically re-used bytes that miss a cache: y of 1 - y = exp(-ratio y).
 
@@ -190,13 +190,13 @@ def miss_frac(ratio: float) -> float:
     return max(y, 0.0)
 
 
-@jit
+@inner
 def gemm_flops(m: float, n: float, k: float, batch: float) -> float:
     """Floating-point operations, a multiply-add counted as two: 2 m n k batch."""
     return 2.0 * m * n * k * batch
 
 
-@jit
+@inner
 def gemm_bytes(m: float, n: float, k: float, batch: float, gemm: Any) -> float:
     """Bytes that must move once: activations, weights and result of every factor."""
     return batch * (m * k * gemm.a_bytes + n * k * gemm.b_bytes + m * n * gemm.out_bytes)
@@ -234,7 +234,7 @@ def missing_bytes(
     return weights * weight_miss + activations * activation_miss + results * once_miss, again
 
 
-@jit
+@inner
 def gemm_roofline_s(
     m: float, n: float, k: float, batch: float, weight_copies: float, gemm: Any, device: Any
 ) -> float:
@@ -259,7 +259,7 @@ def quantize_s(m: float, k: float, batch: float, gemm: Any, device: Any) -> floa
     missing = moved * miss_frac(once / kept_bytes(gemm, device))
     dram = missing / (gemm.hbm_frac * device.hbm_bytes_per_s)
     l2 = moved * gemm.l2_edge / (gemm.a_bytes * gemm.peak_flops_per_s)
-    return gemm.quantize_s + max(dram, l2, batch * m * gemm.quantize_row_s)
+    return gemm.quantize_s + max(max(dram, l2), batch * m * gemm.quantize_row_s)
 
 
 @inner
@@ -379,7 +379,7 @@ def halvings(row_bytes: float) -> float:
     return lost
 
 
-@jit
+@inner
 def gemm_s(
     m: float, n: float, k: float, batch: float, weight_copies: float, gemm: Any, device: Any
 ) -> tuple[float, int]:
