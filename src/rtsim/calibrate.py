@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rtsim import units
 from rtsim.catalog import load_gpu
 from rtsim.errors import DataError, SpecError
 from rtsim.fitting import generation
@@ -249,7 +250,7 @@ def _fit_section(
     section, rows = blocks[0].section, sum(map(len, blocks))
     nan = math.nan
     if rows < LEAST_ROWS:
-        note = f"{rows} rows are too few to fit: kept at its priors"
+        note = f"too few to fit ({units.counted(rows, 'row')}): kept at its priors"
         return None, SectionReport(section, rows, 0, nan, nan, nan, (), note)
     chosen = choose(blocks, max_points)
     fit = fit_blocks(chosen, prior)
@@ -260,7 +261,7 @@ def _fit_section(
         error = cross_validated(chosen, prior)
         mape, median, sigma = error_figures(error)
     else:
-        note = f"{count} rows are too few to measure its error"
+        note = f"too few to measure its error ({units.counted(count, 'row')})"
     reports = coefficient_reports(fit)
     return fit, SectionReport(section, rows, count, mape, median, sigma, reports, note)
 
@@ -441,7 +442,7 @@ def _sources(tables: Sequence[Table]) -> list[str]:
 
 
 def _provenance(section: SectionReport) -> str:
-    text = f"{section.fitted_rows} of {section.rows} rows"
+    text = f"{section.fitted_rows:,} of {units.counted(section.rows, 'row')}"
     if not math.isnan(section.mape):
         text += f", cross-validated error {section.mape:.1%} (median {section.median_ape:.1%})"
     return text + (f"; {section.note}" if section.note else "")

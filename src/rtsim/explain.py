@@ -370,7 +370,7 @@ def _first_change(
 
 def _notes(hardware: list[Elasticity]) -> tuple[str, ...]:
     notes = [
-        "central differences at 5 % with all else as it is, on the coefficients of the profile; "
+        "central differences at 5% with all else as it is, on the coefficients of the profile; "
         "what the sum lacks of -1 is time that no resource scales, such as fixed latencies"
     ]
     if any(e.resource == SM_COUNT for e in hardware):

@@ -223,12 +223,12 @@ def _unchanged(before: Prediction, after: Prediction, changes: Sequence[Operator
     more = len(changes) - _CHANGES_SHOWN
     text = f"{more} more move by less. " if more > 0 else ""
     if not names:
-        return f"{text}Every operator moves by more than 1 %."
+        return f"{text}Every operator moves by more than 1%."
     total_s = sum(row.time_s for row in after.breakdown)
     share = percent(stay_s / total_s if total_s > 0.0 else 0.0)
     largest = ", ".join(names[:_UNCHANGED_NAMED])
     others = f" and {len(names) - _UNCHANGED_NAMED} more" if len(names) > _UNCHANGED_NAMED else ""
-    return f"{text}Unchanged (within 1 %), {share} of the time: {largest}{others}."
+    return f"{text}Unchanged (within 1%), {share} of the time: {largest}{others}."
 
 
 def _ratio(before: float | None, after: float | None) -> str:
@@ -306,9 +306,9 @@ def _workload_line(p: Prediction) -> str:
         formats.append(f"KV cache {w.kv_cache_dtype}")
     if w.quantization not in (None, "none"):
         formats.append(f"weights {w.quantization}")
-    lengths = f"prompt {w.input_len}, output {w.output_len}"
+    lengths = f"prompt {w.input_len:,}, output {w.output_len:,}"
     if _encodes(p):
-        lengths = f"input {w.input_len}"
+        lengths = f"input {w.input_len:,}"
     return f"batch {w.batch_size}, {lengths}, {', '.join(formats)}, stack {p.stack}"
 
 
@@ -405,14 +405,14 @@ def _limit_rows(p: Prediction) -> list[tuple[str, str, str]]:
     memory = p.memory
     if not memory.fits:
         return []
-    lengths = f"of {p.workload.input_len} + {p.workload.output_len} tokens"
+    lengths = f"of {p.workload.input_len:,} + {p.workload.output_len:,} tokens"
     if _encodes(p):
-        lengths = f"of {p.workload.input_len} tokens"
+        lengths = f"of {units.counted(p.workload.input_len, 'token')}"
     return [
         ("  largest batch", str(memory.max_batch_size), lengths),
         (
             "  longest context",
-            f"{memory.max_context} tokens",
+            f"{memory.max_context:,} tokens",
             f"at batch {p.workload.batch_size}, by memory",
         ),
     ]

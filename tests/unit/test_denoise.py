@@ -85,7 +85,7 @@ def test_thin_cells_are_named() -> None:
     assert "at most 2 repeats" in fit.notes[0]
     waiting = denoise_model("m", calls(lambda p, o, r: 1.0 if (p, o) == (256, 4) else 0.0))
     assert [cell for cell in waiting.thin if "above the floor" in cell] == [
-        "prompt 256, output 4: fastest 302 % above the floor"
+        "prompt 256, output 4: fastest 302% above the floor"
     ]
 
 

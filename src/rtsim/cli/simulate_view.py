@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rtsim import units
 from rtsim.cli.tables import as_json, heading, percent, plain, table
-from rtsim.serving.capacity import Capacity
+from rtsim.serving.capacity import Capacity, Tried
 from rtsim.serving.simulated import Distribution, Simulated
 from rtsim.simulation import Simulation
 
@@ -140,8 +140,7 @@ def _system(found: Simulation) -> str:
             "tp": p.tp, "pp": p.pp, "ep": p.ep, "attention-dp": p.attention_dp,
         }  # fmt: skip
         split = " ".join(f"{k} {v}" for k, v in degrees.items() if v > 1 or k == "tp")
-        plural = "replica" if n == 1 else "replicas"
-        parts.append(" ".join(filter(None, (str(n), name, f"{plural} of {split}"))))
+        parts.append(f"{units.counted(n, f'{name} replica'.strip())} of {split}")
     gpus = " + ".join(dict.fromkeys(one.system.gpu.name for one in deployment.engines))
     return f"{engine.system.model.name} on {deployment.num_gpus} x {gpus}: {', '.join(parts)}"
 
@@ -150,7 +149,7 @@ def _engine(found: Simulation) -> str:
     engine = found.deployment.engine
     s = engine.scheduler
     text = f"stack {engine.system.profile.stack}, {s.policy} steps of at most {s.token_budget:,} "
-    text += f"tokens, {s.max_sequences:,} sequences"
+    text += f"tokens, {units.counted(s.max_sequences, 'sequence')}"
     if sum(found.deployment.replicas) > 1:
         text += f", {found.deployment.routing} routing"
     return text
@@ -158,10 +157,10 @@ def _engine(found: Simulation) -> str:
 
 def _load(found: Simulation) -> str:
     result, traffic = found.result, found.traffic
-    text = f"{result.n_requests:,} requests, "
+    text = f"{units.counted(result.n_requests, 'request')}, "
     if found.concurrency:
         return f"{text}{found.concurrency:,} kept in flight, {traffic.source}"
-    return f"{text}{traffic.rate_per_s:.4g} a second, {traffic.source}"
+    return f"{text}{traffic.rate_per_s:,.4g} a second, {traffic.source}"
 
 
 def _searched(found: Capacity) -> RenderableType:
@@ -169,17 +168,28 @@ def _searched(found: Capacity) -> RenderableType:
     for one in found.tried:
         r = one.result
         made.add_row(
-            f"{one.rate_per_s:.4g}", percent(r.met_frac), f"{r.goodput_per_s:.4g}",
+            f"{one.rate_per_s:,.4g}", _met(r), f"{r.goodput_per_s:,.4g}",
             _seconds(max(r.ttft.percentiles.items())[1]),
-            _seconds(max(r.tpot.percentiles.items())[1]), _verdict(one.rate_per_s, found),
+            _seconds(max(r.tpot.percentiles.items())[1]), _verdict(one, found),
         )  # fmt: skip
     return made
 
 
-def _verdict(rate: float, found: Capacity) -> str:
-    if rate == found.rate_per_s:
+def _met(result: Simulated) -> str:
+    """The share of requests within the level, never rounded up to what was asked for."""
+    for digits in range(1, 6):
+        text = f"{100.0 * result.met_frac:.{digits}f}"
+        if result.met_frac >= result.share or float(text) < 100.0 * result.share:
+            break
+    return f"{text}%"
+
+
+def _verdict(one: Tried, found: Capacity) -> str:
+    if one.rate_per_s == found.rate_per_s:
         return "highest that meets it"
-    return "meets" if rate < found.missed_per_s else "misses"
+    if one.meets:
+        return "meets"
+    return "misses" if not one.result.meets_level else "overloaded"  # requests pile up
 
 
 def _seconds(value: float) -> str:
@@ -205,7 +215,7 @@ def _rates(found: Simulation) -> RenderableType:
     made.add_column(no_wrap=True)
     made.add_column(justify="right", no_wrap=True)
     made.add_column()
-    made.add_row("Requests", f"{r.requests_per_s:.4g}/s",
+    made.add_row("Requests", f"{r.requests_per_s:,.4g}/s",
                  f"{r.n_finished:,} in {units.format_seconds(r.duration_s)}")  # fmt: skip
     made.add_row("Output tokens", f"{units.format_rate(r.output_tokens_per_s)}/s",
                  f"{units.format_rate(r.output_tokens_per_s / r.num_gpus)}/s per GPU")  # fmt: skip
@@ -214,17 +224,17 @@ def _rates(found: Simulation) -> RenderableType:
                   for name, limit in (("TTFT", r.level.ttft_s), ("TPOT", r.level.tpot_s))
                   if math.isfinite(limit)]  # fmt: skip
         verdict = "met" if r.meets_level else "missed"
-        made.add_row("Goodput", f"{r.goodput_per_s:.4g}/s",
-                     f"{percent(r.met_frac)} within {', '.join(limits)}; {percent(r.share)} asked: "
+        made.add_row("Goodput", f"{r.goodput_per_s:,.4g}/s",
+                     f"{_met(r)} within {', '.join(limits)}; {percent(r.share)} asked: "
                      f"{verdict}")  # fmt: skip
     made.add_row("Waiting", f"{r.mean_waiting:.3g}", f"on average, at most {r.most_waiting:,}")
     made.add_row("Running", f"{r.mean_running:.3g}",
                  f"on average, at most {r.most_running:,} in a group")  # fmt: skip
     made.add_row("KV cache", percent(r.mean_cache_frac),
                  f"on average, at most {percent(r.most_cache_frac)}")  # fmt: skip
+    decoding = percent(r.n_decode_steps / max(1, r.n_steps))
     made.add_row("Busy", percent(r.busy_frac),
-                 f"{r.n_steps:,} steps, {percent(r.n_decode_steps / max(1, r.n_steps))} of them "
-                 "only decode")  # fmt: skip
+                 f"{units.counted(r.n_steps, 'step')}, {decoding} of them only decode")  # fmt: skip
     if r.moved_bytes:
         made.add_row("Caches sent", units.format_bytes(r.moved_bytes), "of each GPU's part")
     if r.usd_per_million_output_tokens is not None:

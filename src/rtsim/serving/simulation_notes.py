@@ -6,6 +6,7 @@ import math
 
 from rtsim_kernels import serving_state as st
 
+from rtsim import units
 from rtsim.serving.arrivals import Played, Traffic
 from rtsim.serving.capacity import Capacity
 from rtsim.serving.deployment import Deployment
@@ -23,7 +24,9 @@ def notes_on(
             REFUSALS[st.BEYOND_CONTEXT]: f" of {deployment.longest_request:,} tokens",
             REFUSALS[st.BEYOND_CACHE]: " of a group of GPUs",
         }.get(reason, "")
-        notes.append(f"{n:,} of {result.n_requests:,} requests were rejected: {reason}{limit}")
+        notes.append(
+            f"{n:,} of {units.counted(result.n_requests, 'request')} were rejected: {reason}{limit}"
+        )
     if result.overloaded and carried is not None:
         notes.append(
             f"{result.arrival_rate_per_s:.3g} requests/s arrive and about {carried:.3g} are "
@@ -34,10 +37,13 @@ def notes_on(
         notes.append(_capacity_note(found, result))
     if isinstance(traffic, Played) and traffic.n_requests > traffic.n_recorded:
         times = traffic.n_requests / traffic.n_recorded
-        notes.append(f"the trace of {traffic.n_recorded:,} requests is played {times:.3g} times")
+        notes.append(
+            f"the trace of {units.counted(traffic.n_recorded, 'request')} is played "
+            f"{times:.3g} times"
+        )
     if result.preemptions:
         notes.append(
-            f"{result.preemptions:,} preemptions: the cache was full"
+            f"{units.counted(result.preemptions, 'preemption')}: the cache was full"
             + (f", {result.recomputed_tokens:,} tokens were computed again"
                if result.recomputed_tokens else "")
         )  # fmt: skip
