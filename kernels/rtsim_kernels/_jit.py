@@ -25,8 +25,8 @@ COMPILED = __name__.partition(".")[0] == COMPILED_PACKAGE
 # What the kernels of a module are for, and CPU seconds to compile all that they need on an ordinary
 # core; less where others are in the cache already.
 COMPILED_FOR = {
-    "bulk": ("sweeps", 8),
-    "bulk_encoders": ("sweeps of models with an encoder", 8),
+    "bulk": ("sweeps", 9),
+    "bulk_encoders": ("sweeps of models with an encoder", 9),
     "steady": ("serving", 8),
     "events": ("simulations", 10),
     "mixed": ("serving", 6),
@@ -96,7 +96,7 @@ if COMPILED:
                 self.said.add(module)
                 purpose, seconds = COMPILED_FOR.get(module, ("fits", 5))
                 logging.getLogger("rtsim_kernels").info(
-                    "compiling the kernels of %s for this machine, once: up to %d s",
+                    "compiling the kernels of %s for this machine, once: about %d s",
                     purpose, seconds,
                 )  # fmt: skip
 

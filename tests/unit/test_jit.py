@@ -177,7 +177,7 @@ def test_a_long_compile_is_logged_once(package: Path, tmp_path: Path) -> None:
     assert quick == ["loaded"]
     said = " ".join(run(SAID.format(silent=0.0), package, tmp_path / "cache"))
     assert said == (
-        "loaded rtsim_kernels: compiling the kernels of sweeps for this machine, once: up to 8 s"
+        "loaded rtsim_kernels: compiling the kernels of sweeps for this machine, once: about 9 s"
     )
     again = run(SAID.format(silent=0.0), package, tmp_path / "cache")
     assert again == ["loaded"]  # from the cache: nothing to say
