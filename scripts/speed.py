@@ -429,7 +429,7 @@ def page(most_rows: int) -> str:
         "length only weighs steps that are known. Bandwidths are written into the rows of a system",
         "that is there already; other figures make a system anew. Systems that differ in pipeline,",
         "replicas, links, memory size, price or number of layers have products, attention and",
-        "experts in common, which are timed once: all threads keep their times in one table of 1 MB.",
+        "experts in common, which are timed once: all threads keep times in one table of 1 MB.",
         "Where no such axis has several values, nothing is looked up.",
         "",
         "## Serving",

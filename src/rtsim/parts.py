@@ -135,8 +135,14 @@ class Store:
 
     def write(self, request: Request, rows: Array | None, path: str) -> None:
         """Write the result: rows by their numbers in that order, or all."""
-        with replacing(path) as file:
-            write_table(file, request, self.blocks(request, rows), Path(path).suffix.lower())
+        try:
+            with replacing(path) as file:
+                write_table(file, request, self.blocks(request, rows), Path(path).suffix.lower())
+        except OutputError as error:
+            raise self._stopped(error) from error
+
+    def _stopped(self, error: OutputError) -> OutputError:
+        return error
 
 
 class FileStore(Store):
@@ -211,9 +217,12 @@ class FileStore(Store):
                 np.lib.format.write_array_header_1_0(file, header)
                 file.write(part.matrix.data)
         except OutputError as error:
-            kept = f"the same command goes on from what is in {self.folder}"
-            raise OutputError(self.path, f"{error.problem}; {kept}") from error
+            raise self._stopped(error) from error
         self._there.add(number)
+
+    def _stopped(self, error: OutputError) -> OutputError:
+        kept = f"the same command goes on from what is in {self.folder}"
+        return OutputError(self.path, f"{error.problem}; {kept}")
 
     def _get(self, number: int) -> Part:
         facts = json.loads(self._facts(number).read_text(encoding="utf-8"))

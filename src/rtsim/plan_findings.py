@@ -113,7 +113,7 @@ def nothing(
     where = ", ".join([split, *formats])
     return NothingSatisfies(
         f"none of {units.counted(len(lost), 'candidate')} satisfies; nearest is "
-        f"{names[system.gpu]} ({where}): {text}. {fix} would do"
+        f"{names[system.gpu]} ({where}): {text}. {fix[0].upper()}{fix[1:]} would do"
     )
 
 

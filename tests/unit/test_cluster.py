@@ -33,7 +33,7 @@ def client() -> Iterator[Any]:
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
         ) as made,
-        distributed.Client(made) as client,
+        distributed.Client(made, set_as_default=False) as client,
     ):
         yield client
 
@@ -74,3 +74,9 @@ def test_a_scheduler_that_is_not_there(address: str, monkeypatch) -> None:
     assert time.monotonic() - start < 30
     assert caught.value.exit_status == 2
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "tcp://host", "host:port", "tcp://:8786"])
+def test_what_is_no_address_is_refused_at_once(address: str) -> None:
+    with pytest.raises(SpecError, match=r"must be an address, such as tcp://host:8786"):
+        sweep({"model": "gpt-j-6b", "gpu": "h100"}, scheduler=address)

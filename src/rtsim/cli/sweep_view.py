@@ -50,6 +50,7 @@ _SHORT = {
     "output_len": "Output", "concurrency": "In flight",
 }  # fmt: skip
 _GAP = 2  # between columns
+_RATED_ROWS = 100_000  # fewer take no longer than to load or compile the kernels
 
 
 @contextmanager
@@ -97,14 +98,16 @@ def show(result: SweepResult, extra: Iterable[str | None]) -> None:
 
 def summary(result: SweepResult) -> str:
     """How many rows there were, how many are kept, how long it took."""
-    rate = result.n_rows / max(result.seconds, 1e-9)
+    rate = ""
+    if result.n_rows >= _RATED_ROWS:
+        rate = f" ({result.n_rows / max(result.seconds, 1e-9):,.0f} a second)"
     kept = ""
     if result.n_kept != result.n_rows:
         kept = f", {units.counted(result.n_kept, 'row')} kept"
     where = "" if result.output is None else f" to {result.output}"
     seconds = units.format_seconds(result.seconds)
     rows = units.counted(result.n_rows, "row")
-    return f"{rows}{kept}{where} in {seconds} ({rate:,.0f} a second)"
+    return f"{rows}{kept}{where} in {seconds}{rate}"
 
 
 def to_json(result: SweepResult) -> dict[str, Any]:
