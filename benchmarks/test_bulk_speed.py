@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from rtsim.bulk import predict_many, warm_up
-from rtsim.predict import system
+from rtsim.named_system import system
 from rtsim.specs import ModelSpec
 from rtsim.sweep import sweep
 

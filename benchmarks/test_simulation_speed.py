@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rtsim.lengths import bucketed
-from rtsim.predict import system
+from rtsim.named_system import system
 from rtsim.service_level import service_level
 from rtsim.serving.arrivals import Generated
 from rtsim.serving.capacity import capacity

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rtsim.predict import System, predict, system, warm_up
+from rtsim.named_system import system
+from rtsim.predict import predict, warm_up
+from rtsim.system import System
 
 SWEEP_ROWS = 20_000
 START_UPS = {

@@ -43,7 +43,8 @@ from rtsim.fitting.generation import (
     kernel_freedom,
     leave_one_out,
 )
-from rtsim.machine import Formats, machine_rows
+from rtsim.formats import Formats
+from rtsim.machine import machine_rows
 from rtsim.measurements import read_table
 from rtsim.operators import StackTraits
 from rtsim.profile import GROUPS, Profile

@@ -42,18 +42,12 @@ from pathlib import Path
 
 import numpy as np
 
-from rtsim.calibrate import (
-    TRANSFER_SIGMAS,
-    UNFITTED_SIGMAS,
-    blank_profile,
-    error_figures,
-    uncertainty_of,
-    with_section,
-)
+from rtsim.calibrate import TRANSFER_SIGMAS, UNFITTED_SIGMAS, blank_profile
 from rtsim.catalog import load_gpu
+from rtsim.fitted_sections import error_figures, uncertainty_of, with_section
 from rtsim.fitting import kernel_rows, kinds, mla, mla_module, serving_fit
 from rtsim.fitting.kinds import Block, SectionFit
-from rtsim.machine import attention_variants
+from rtsim.kernel_records import attention_variants
 from rtsim.measurements import read_table
 from rtsim.operators import StackTraits
 from rtsim.profile import Profile, load_profile

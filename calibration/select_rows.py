@@ -33,7 +33,8 @@ from rtsim.fitting import collective as collective_rows
 from rtsim.fitting import kernel_rows, kinds, mla, mla_module, serving_cases, serving_fit
 from rtsim.fitting.generation import choose_rows, configurations
 from rtsim.fitting.serving_rows import Deployments
-from rtsim.measurements import Columns, Table, read_table, write_table
+from rtsim.measurements import Columns, Table, read_table
+from rtsim.table_text import write_table
 
 TABLES = Path(__file__).parent / "tables"
 GENERATION_ROWS = {"a100": 10, "v100": 15}

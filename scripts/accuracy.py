@@ -34,9 +34,9 @@ from rtsim.fitting.generation import (  # noqa: E402
     runtimes,
 )
 from rtsim.measurements import read_table  # noqa: E402
-from rtsim.predict import System  # noqa: E402
 from rtsim.profile import Profile, load_profile  # noqa: E402
 from rtsim.specs import ParallelismSpec  # noqa: E402
+from rtsim.system import System  # noqa: E402
 
 # GPT-3 175B on eight A100-80GB, the paper's own system, as helm-efficiency prints it
 # (openai_davinci, batch 1; outside the calibration tables): prompt and output tokens, seconds.

@@ -32,6 +32,7 @@ from rtsim.fitting.generation import configurations  # noqa: E402
 from rtsim.idealized_against import against_idealized  # noqa: E402
 from rtsim.latencies import Latency, read_latencies  # noqa: E402
 from rtsim.measurements import read_table  # noqa: E402
+from rtsim.named_system import system  # noqa: E402
 from rtsim.pareto import kendall_tau  # noqa: E402
 from rtsim.plots_paper import (  # noqa: E402
     plot_comparison,
@@ -39,7 +40,6 @@ from rtsim.plots_paper import (  # noqa: E402
     plot_profiled,
     plot_tradeoff,
 )
-from rtsim.predict import system  # noqa: E402
 from rtsim.profiled import ProfiledModel, fit_table, fit_two_parts, profile_fit  # noqa: E402
 from rtsim.scores import ModelMap, Stand  # noqa: E402
 from rtsim.study import Study, load_study  # noqa: E402

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from rtsim.lengths import bucketed
-from rtsim.predict import system
+from rtsim.named_system import system
 from rtsim.serving.arrivals import Generated, Traffic, played
 from rtsim.serving.deployment import Deployment
 from rtsim.serving.engine import Engine

@@ -25,7 +25,7 @@ import numpy as np
 
 import rtsim
 from rtsim.bulk import n_threads, predict_many
-from rtsim.predict import system
+from rtsim.named_system import system
 from rtsim.specs import ModelSpec
 from rtsim.sweep import sweep
 

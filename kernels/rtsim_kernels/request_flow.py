@@ -70,6 +70,32 @@ def refusal(prompt: int, output: int, state: Any) -> int:
 
 
 @inner
+def ended(
+    index: int, status: int, prompt: int, output: int, priority: int, arrival_s: float, state: Any
+) -> int:
+    """Count and record a request that has ended, its times still blank. Returns its record."""
+    totals = state.sched.totals[0]
+    place = totals.n_records
+    totals.n_records += 1
+    state.ended[status] += 1
+    record = state.records[place]
+    record.request = index
+    record.status = status
+    record.arrival_s = arrival_s
+    record.prompt_tokens = prompt
+    record.output_tokens = output
+    record.priority = priority
+    record.group = st.NONE
+    record.waited_s = math.nan
+    record.ttft_s = math.nan
+    record.tpot_s = math.nan
+    record.e2e_latency_s = math.nan
+    record.longest_gap_s = math.nan
+    record.preemptions = 0
+    return int(place)
+
+
+@inner
 def arrive(now_s: float, arrivals: Any, state: Any) -> None:
     """Take the next request in, or refuse it."""
     totals = state.sched.totals[0]
@@ -83,22 +109,7 @@ def arrive(now_s: float, arrivals: Any, state: Any) -> None:
     output = arrivals.output[row]
     status = refusal(prompt, output, state)
     if status != st.FINISHED:
-        state.ended[status] += 1
-        record = state.records[totals.n_records]
-        totals.n_records += 1
-        record.request = index
-        record.status = status
-        record.arrival_s = now_s
-        record.prompt_tokens = prompt
-        record.output_tokens = output
-        record.priority = arrivals.priority[row]
-        record.group = st.NONE
-        record.waited_s = math.nan
-        record.ttft_s = math.nan
-        record.tpot_s = math.nan
-        record.e2e_latency_s = math.nan
-        record.longest_gap_s = math.nan
-        record.preemptions = 0
+        ended(index, status, prompt, output, arrivals.priority[row], now_s, state)
     else:
         slot = totals.free_slot
         request = state.sched.requests[slot]
@@ -142,16 +153,12 @@ def finish(slot: int, now_s: float, state: Any) -> None:
         observe(st.TPOT, tpot_s, bin_of(tpot_s), state.counts, state.sums)
         met = met and tpot_s <= state.sched.rules[0].tpot_limit_s
     totals.n_met += met
-    state.ended[st.FINISHED] += 1
     count(st.ENDED, 1.0, state.sched.series, state.sched.totals)
-    record = state.records[totals.n_records]
-    totals.n_records += 1
-    record.request = request.index
-    record.status = st.FINISHED
-    record.arrival_s = request.arrival_s
-    record.prompt_tokens = request.prompt
-    record.output_tokens = request.output
-    record.priority = request.priority
+    place = ended(
+        request.index, st.FINISHED, request.prompt, request.output, request.priority,
+        request.arrival_s, state,
+    )  # fmt: skip
+    record = state.records[place]
     record.group = request.group
     record.waited_s = request.waited_s
     record.ttft_s = ttft_s

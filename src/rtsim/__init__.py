@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rtsim.bulk import predict_many
-    from rtsim.calibrate import Calibration, calibrate
+    from rtsim.calibrate import calibrate
+    from rtsim.calibration import Calibration
     from rtsim.catalog import load_gpu, load_model
     from rtsim.compare import Comparison, compare
     from rtsim.curves import Curve, read_curves, write_curves
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from rtsim.idealized_against import against_idealized
     from rtsim.latencies import read_latencies
     from rtsim.lengths import read_lengths
-    from rtsim.measurements import read_table, write_table
+    from rtsim.measurements import read_table
     from rtsim.plan import plan
     from rtsim.planned import Plan, PlannedSystem
     from rtsim.predict import predict
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec, WorkloadSpec
     from rtsim.study import load_study
     from rtsim.sweep import SweepResult, sweep
+    from rtsim.table_text import write_table
     from rtsim.tradeoff import Tradeoff, tradeoff
     from rtsim.validate import ValidationReport, validate
 
@@ -74,7 +76,7 @@ _HOME = {
     "read_lengths": "lengths",
     "validate": "validate",
     "calibrate": "calibrate",
-    "Calibration": "calibrate",
+    "Calibration": "calibration",
     "compare": "compare",
     "Comparison": "compare",
     "load_study": "study",
@@ -100,7 +102,7 @@ _HOME = {
     "ParallelismSpec": "specs",
     "WorkloadSpec": "specs",
     "read_table": "measurements",
-    "write_table": "measurements",
+    "write_table": "table_text",
     "RtsimError": "errors",
     "SpecError": "errors",
     "UnknownName": "errors",

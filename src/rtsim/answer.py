@@ -36,7 +36,7 @@ from rtsim.specs.provenance import condensed
 from rtsim.specs.workload import WorkloadSpec
 
 if TYPE_CHECKING:
-    from rtsim.predict import System
+    from rtsim.system import System
 
 Array = NDArray[np.float64]
 

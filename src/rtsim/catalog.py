@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from rtsim.errors import DataError, UnknownName, fold
+from rtsim.errors import DataError, SpecError, UnknownName, fold
 
 if TYPE_CHECKING:
     from rtsim.specs.gpu import GpuSpec
@@ -96,11 +96,18 @@ def is_config(name_or_path: str | Path) -> bool:
 def load_gpu(name_or_path: str | Path) -> GpuSpec:
     """A packaged GPU by name or alias, or a user's TOML file (a path that ends in .toml).
 
-    Figures of a user's file that look wrong (a sparse peak) are in its `notes`.
-    Raises UnknownName, DataError (file missing or malformed) or SpecError (a wrong field).
+    Figures of a user's file that look wrong (a peak above what SMs and clock give) are in its
+    `notes`. Raises UnknownName, DataError (file missing or malformed) or SpecError (a wrong field,
+    a rate that can only be the sparse one).
     """
     if _is_file(name_or_path):
         gpu = _from_file(Path(name_or_path), _gpu_from)
+        try:
+            gpu.refuse_sparse()
+        except SpecError as error:
+            raise SpecError(
+                error.field, error.value, error.allowed, where=str(name_or_path)
+            ) from None
         doubts = gpu.doubts()
         return gpu.with_(notes=(*gpu.notes, *doubts)) if doubts else gpu
     return _packaged_gpu(resolve("gpus", str(name_or_path)))

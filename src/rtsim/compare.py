@@ -21,11 +21,11 @@ from rtsim.catalog import load_gpu, load_model
 from rtsim.errors import RtsimError, SpecError, UnknownName
 from rtsim.gpus_needed import placement_of, system_on
 from rtsim.power import EnergyModel, energy_j
-from rtsim.predict import System
 from rtsim.prediction import Interval, Prediction
 from rtsim.profile_choice import mixed_stacks
 from rtsim.specs import GpuSpec, ModelSpec
 from rtsim.study import Study
+from rtsim.system import System
 
 HOST, ATTENTION, COLLECTIVES, PRODUCTS, OTHERS = (
     *("host track", "attention", "collectives", "matrix products", "other kernels"),

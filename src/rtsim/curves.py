@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from rtsim.errors import DataError
-from rtsim.measurements import read_table, write_table
+from rtsim.measurements import read_table
+from rtsim.table_text import write_table
 
 
 @dataclass(frozen=True, slots=True)

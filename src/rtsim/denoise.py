@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rtsim import units
 from rtsim.curves import Curve
 from rtsim.errors import DataError
 from rtsim.latencies import Latency, LatencyTable, MarkedRow
@@ -111,13 +112,14 @@ def denoise_model(
     ):  # fmt: skip
         cells = cells_of(kept, prompts)
         floor = fit_floor(cells) if level is None else by_passes(cells, level)
-        least_s = (1.0 - frac) * _at(floor, kept)
-        others = [r for r, least in zip(kept, least_s, strict=True) if r.runtime_s >= least]
+        floor_s = _at(floor, kept).tolist()
+        fast = [r.runtime_s < (1.0 - frac) * at for r, at in zip(kept, floor_s, strict=True)]
+        others = [r for r, out in zip(kept, fast, strict=True) if not out]
         if len(others) == len(kept) or not _enough(others, prompts):
             continue
         too_fast += [
-            MarkedRow(r.line, model, "faster than the floor of the table: output cut short?")
-            for r, least in zip(kept, least_s, strict=True) if r.runtime_s < least
+            MarkedRow(r.line, model, _faster(r, at))
+            for r, at, out in zip(kept, floor_s, fast, strict=True) if out
         ]  # fmt: skip
         kept = others
     cells = cells_of(kept, prompts)
@@ -151,6 +153,16 @@ def denoise_model(
         notes=tuple(notes),
         marked=(*marked, *too_fast),
     )  # fmt: skip
+
+
+def _faster(row: Latency, floor_s: float) -> str:
+    """Why a call below the floor is left out."""
+    below = 100.0 * (1.0 - row.runtime_s / floor_s)
+    return (
+        f"prompt {row.prompt_tokens}, output {row.output_tokens} in "
+        f"{units.format_seconds(row.runtime_s)}, {below:.0f}% below the floor of the table: "
+        "output cut short?"
+    )
 
 
 def _enough(rows: Sequence[Latency], prompts: Sequence[int]) -> bool:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
 _NAMES_SHOWN = 3  # of the known ones, where none is near
+_CLOSE, _FAINT = 0.6, 0.4  # likeness of names: difflib's own default, and for a long list of fields
+_FIELDS_SHOWN = 12  # with more of them those least unlike are named instead
 _LONGEST_VALUE_SHOWN = 60  # characters: a longer value would push the message off the line
 
 
@@ -138,8 +140,12 @@ class NothingSatisfies(RtsimError):  # noqa: N818 (the tree's own naming)
     exit_status = 2
 
 
-def nearest_names(name: str, candidates: Iterable[str], count: int = 3) -> list[str]:
+def nearest_names(
+    name: str, candidates: Iterable[str], count: int = 3, least: float = _CLOSE
+) -> list[str]:
     """The `count` candidates most like `name`, best first; [] where none is close.
+
+    least: the likeness that counts as close, 0 to 1.
 
     Case, '-', '_' and spaces do not count as differences; a candidate that contains the
     name, or is contained in it, counts as close.
@@ -158,7 +164,7 @@ def nearest_names(name: str, candidates: Iterable[str], count: int = 3) -> list[
         score = difflib.SequenceMatcher(None, wanted, folded).ratio()
         if folded and (wanted in folded or folded in wanted):
             score += 0.5  # one inside the other: ahead of a chance likeness of the same ratio
-        if score >= 0.6:  # difflib's own default for "close"
+        if score >= least:
             scored.append((score, candidate))
     scored.sort(key=lambda pair: (-pair[0], pair[1]))
     return [candidate for _, candidate in scored[:count]]
@@ -193,7 +199,10 @@ def spec_error(
     if first["type"] == "extra_forbidden":
         fields = _fields_at(model, path[:-1])
         allowed = "no such field"
-        nearest = nearest_names(str(path[-1]), fields)
+        name = str(path[-1])
+        nearest = nearest_names(name, fields)
+        if not nearest and len(fields) > _FIELDS_SHOWN:
+            nearest = nearest_names(name, fields, least=_FAINT)
         if not nearest and fields:
             allowed += f"; there are {', '.join(fields)}"
     elif first["type"] == "missing":
@@ -203,7 +212,8 @@ def spec_error(
     if isinstance(value, Mapping | list | tuple) or hasattr(value, "model_fields"):
         value = _NOTHING  # a whole table as the value says nothing; the path and message do
     if len(problems) > 1:
-        allowed += f" (and {len(problems) - 1} more)" if not nearest else ""
+        more = "1 more fault" if len(problems) == 2 else f"{len(problems) - 1} more faults"
+        allowed += f" ({more})" if not nearest else ""
     return SpecError(
         path_text(path) or model.__name__, value, allowed, nearest=nearest, where=where
     )

@@ -18,42 +18,23 @@ profile stays that of the system.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rtsim.bound_flips import Flip, flips_of
 from rtsim.errors import RtsimError, SpecError
-from rtsim.predict import System, Times, predict, system
-from rtsim.prediction import OperatorTime, Prediction, by_operator
-from rtsim.profile import Profile
+from rtsim.named_system import system
+from rtsim.predict import predict
+from rtsim.prediction import Prediction
 from rtsim.specs import GpuSpec, ModelSpec
 from rtsim.specs.workload import WorkloadSpec
-from rtsim.whatif import change
+from rtsim.system import Times
+from rtsim.varied_system import SM_COUNT, VariedSystem, name_of
 
 STEP = 0.05
 METRICS = ("ttft_s", "tpot_s", "e2e_latency_s", "usd_per_million_output_tokens")
 SIZES = ("batch_size", "input_len", "output_len")
-SM_COUNT, HOST = "gpu.sm_count", "host"
-# Path of a resource -> its name; peak rates come as they are stated.
-_NAMES = {
-    "gpu.hbm_bytes_per_s": "memory bandwidth",
-    "gpu.l2_bytes": "L2 size",
-    "gpu.last_level_cache_bytes": "last-level cache size",
-    "gpu.clock_hz": "clock alone",
-    "link.bytes_per_s": "link bandwidth",
-    "network.bytes_per_s": "network bandwidth",
-    "gpu.pcie_bytes_per_s": "PCIe bandwidth",
-    HOST: "host speed",
-    SM_COUNT: "SMs and peak rates",
-    "batch_size": "batch",
-    "input_len": "prompt length",
-    "output_len": "output length",
-}
-_FACTORS = tuple(2.0 ** (k / 2) for k in range(-6, 7) if k)  # scanned, 1/8 to 8
-_BISECTIONS = 4  # of a step of sqrt(2): to 2 %
-_OPERATORS = 8  # the longest, whose bounds are watched
 _LEAST = 5e-4  # elasticities below are nothing that a user could see
 
 
@@ -72,24 +53,6 @@ class Elasticity:
     e2e_latency_s: float
     usd_per_million_output_tokens: float | None
     in_sum: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Flip:
-    """At `factor` times the resource, what bounds `what` in a phase changes.
-
-    `what`: an operator, or "all of" phase, which has the bound of most of its time. The factor
-    is the nearest to 1 on its side. `share_frac`: of all the time, without the change.
-    """
-
-    resource: str
-    name: str
-    factor: float
-    what: str
-    phase: str
-    before: str
-    after: str
-    share_frac: float
 
 
 @dataclass(frozen=True)
@@ -117,7 +80,9 @@ def explain(arch: str | Path | ModelSpec, gpu: str | Path | GpuSpec, **request: 
     """
     base = predict(arch, gpu, **{**request, "compiled": True})
     asked = {name: v for name, v in request.items() if name not in (*SIZES, "compiled")}
-    varied = _Varied(system(arch, gpu, **asked), request.get("dtype"), request.get("quantization"))
+    varied = VariedSystem(
+        system(arch, gpu, **asked), request.get("dtype"), request.get("quantization")
+    )
     sizes = base.workload.batch_size, base.workload.input_len, base.workload.output_len
     hardware = [
         found
@@ -126,90 +91,16 @@ def explain(arch: str | Path | ModelSpec, gpu: str | Path | GpuSpec, **request: 
     ]
     hardware.sort(key=lambda e: e.e2e_latency_s)
     workload = [e for i in range(len(SIZES)) if (e := _of_size(varied, i, sizes, base)) is not None]
-    flips = [flip for e in hardware for flip in _flips(varied, e, sizes, base)]
+    flips = [flip for e in hardware for flip in flips_of(varied, e.resource, sizes, base)]
     flips.sort(key=lambda f: (not f.what.startswith("all of"), abs(math.log(f.factor))))
     return Explanation(base, (*hardware, *workload), tuple(flips), _notes(hardware))
-
-
-class _Varied:
-    """A system with a resource at a factor of what it is."""
-
-    def __init__(self, made: System, dtype: str | None, quantization: str | None) -> None:
-        self.made = made
-        self._formats: dict[str, Any] = {"dtype": dtype, "kv_cache_dtype": made.kv_dtype}
-        if quantization is not None:
-            known = WorkloadSpec.from_mapping({"quantization": quantization})
-            self._formats["quantization"] = known.quantization
-        self._at = cache(self._make)
-
-    def resources(self) -> Iterator[str]:
-        """Paths of what this system has."""
-        gpu = self.made.gpu
-        yield "gpu.hbm_bytes_per_s"
-        for field in GpuSpec.model_fields:
-            if field.startswith("peak_") and getattr(gpu, field) is not None:
-                yield f"gpu.{field}"
-        yield from ("gpu.l2_bytes", "gpu.clock_hz", "gpu.pcie_bytes_per_s", HOST, SM_COUNT)
-        if gpu.last_level_cache_bytes is not None:
-            yield "gpu.last_level_cache_bytes"
-        if gpu.link is not None:
-            yield "link.bytes_per_s"
-        if gpu.network is not None:
-            yield "network.bytes_per_s"
-
-    def at(self, path: str, factor: float) -> tuple[System, float]:
-        """(system, factor that it really has); SpecError where there can be none."""
-        found: tuple[System, float] = self._at(path, factor)
-        return found
-
-    def _make(self, path: str, factor: float) -> tuple[System, float]:
-        made, gpu = self.made, self.made.gpu
-        if path == HOST:
-            return self._with(gpu, _with_host(made.profile, factor)), factor
-        before = _value(gpu, path)
-        value: float = before * factor
-        if isinstance(before, int):
-            value = max(1, round(value))
-        real = value / before
-        changes: dict[str, object] = {path: value}
-        if path == SM_COUNT:
-            for field in GpuSpec.model_fields:
-                if field.startswith("peak_") and getattr(gpu, field) is not None:
-                    changes[f"gpu.{field}"] = getattr(gpu, field) * real
-        changed = change(changes, gpu=gpu).gpu
-        return self._with(changed or gpu, made.profile), real
-
-    def _with(self, gpu: GpuSpec, profile: Profile) -> System:
-        return System(self.made.model, gpu, self.made.parallelism, profile=profile, **self._formats)
-
-
-def _value(gpu: GpuSpec, path: str) -> Any:
-    root, _, field = path.partition(".")
-    return getattr(gpu if root == "gpu" else getattr(gpu, root), field)
-
-
-def _with_host(profile: Profile, factor: float) -> Profile:
-    host = profile.section("host")
-    slower = {**host, "slowness": host["slowness"] / factor}
-    return replace(profile, coefficients={**profile.coefficients, "host": slower})
-
-
-def name_of(path: str) -> str:
-    """A resource in words.
-
-    >>> name_of("gpu.peak_bf16_flops_per_s"), name_of("link.bytes_per_s")
-    ('bf16 peak rate', 'link bandwidth')
-    """
-    if path.startswith("gpu.peak_"):
-        return f"{path.split('_')[1]} peak rate"
-    return _NAMES[path]
 
 
 # Elasticities ------------------------------------------------------------------------------------
 
 
 def _of_hardware(
-    varied: _Varied, path: str, sizes: tuple[int, int, int], *, priced: bool
+    varied: VariedSystem, path: str, sizes: tuple[int, int, int], *, priced: bool
 ) -> Elasticity | None:
     """None where the resource does not matter, or cannot be changed."""
     try:
@@ -236,7 +127,7 @@ def _slope(before: float, after: float, width: float) -> float:
 
 
 def _of_size(
-    varied: _Varied, which: int, sizes: tuple[int, int, int], base: Prediction
+    varied: VariedSystem, which: int, sizes: tuple[int, int, int], base: Prediction
 ) -> Elasticity | None:
     """Elasticities to a size of the workload, from one whole step at least; None without one."""
     here = sizes[which]
@@ -277,95 +168,13 @@ def _whole_step(here: int) -> int:
     return max(1, round(wanted / power)) * power
 
 
-def _allowed(varied: _Varied, which: int, sizes: tuple[int, int, int], size: int) -> bool:
+def _allowed(varied: VariedSystem, which: int, sizes: tuple[int, int, int], size: int) -> bool:
     changed = {**dict(zip(SIZES, sizes, strict=True)), SIZES[which]: size}
     try:
         WorkloadSpec.from_mapping(changed).check_model(varied.made.model)
     except RtsimError:
         return False
     return True
-
-
-# Flips -------------------------------------------------------------------------------------------
-
-# (what, phase) -> its bound
-_Bounds = dict[tuple[str, str], str]
-
-
-def _bounds(breakdown: tuple[OperatorTime, ...], corner: float) -> _Bounds:
-    """Bounds of operators, and of the whole of each phase: that of most of its time.
-
-    The host bounds a phase as soon as its track is the longer one, since the GPU's work lies within
-    it: where the GPU waits for more than the soft corner of two equal tracks adds.
-    """
-    found: _Bounds = {}
-    by_phase: dict[str, dict[str, float]] = {}
-    for row in breakdown:
-        of_phase = by_phase.setdefault(row.phase, {})
-        of_phase[row.bound] = of_phase.get(row.bound, 0.0) + row.time_s
-    for phase, times in by_phase.items():
-        busy_s = sum(times.values()) - times.get("host", 0.0)
-        if times.get("host", 0.0) > (2.0 ** (1.0 / corner) - 1.0) * busy_s:
-            found[f"all of {phase}", phase] = "host"
-            continue
-        found[f"all of {phase}", phase] = max(times, key=lambda bound: times[bound])
-    for (operator, phase), (_, bound) in by_operator(breakdown).items():
-        if bound is not None and bound != "host":
-            found[operator, phase] = bound
-    return found
-
-
-def _flips(
-    varied: _Varied, resource: Elasticity, sizes: tuple[int, int, int], base: Prediction
-) -> Iterator[Flip]:
-    """The nearest flips on each side of what the resource is now, of the longest operators."""
-    total_s = base.e2e_latency_s
-    times: dict[tuple[str, str], float] = {
-        key: time_s for key, (time_s, _) in by_operator(base.breakdown).items()
-    }
-    corner = varied.made.profile.section("host")["corner"]
-    now = _bounds(base.breakdown, corner)
-    longest = sorted((key for key in now if key in times), key=lambda key: -times[key])
-    watched = [key for key in now if key not in times] + longest[:_OPERATORS]
-    phase_s = {"prefill": base.ttft_s, "decode": total_s - base.ttft_s}
-
-    @cache
-    def bounds(factor: float) -> _Bounds:
-        try:
-            changed, _ = varied.at(resource.resource, factor)
-        except SpecError:  # a figure that no part could have
-            return {}
-        return _bounds(changed.predict(*sizes, compiled=True).breakdown, corner)
-
-    sides = [f for f in _FACTORS if f > 1.0], [f for f in reversed(_FACTORS) if f < 1.0]
-    for key in watched:
-        for side in sides:
-            found = _first_change(lambda factor: bounds(factor).get(key), side, now[key])  # noqa: B023 (called here)
-            if found is not None:
-                factor, after = found
-                share = times.get(key, phase_s[key[1]]) / total_s
-                yield Flip(resource.resource, resource.name, factor, *key, now[key], after, share)
-
-
-def _first_change(
-    bound_at: Callable[[float], str | None], factors: list[float], now: str
-) -> tuple[float, str] | None:
-    """(factor, bound) of the first change along `factors`, found closer by halving the step."""
-    inside = 1.0
-    for factor in factors:
-        after = bound_at(factor)
-        if after not in (None, now):
-            outside = factor
-            for _ in range(_BISECTIONS):
-                middle = math.sqrt(inside * outside)
-                bound = bound_at(middle)
-                if bound in (None, now):
-                    inside = middle
-                else:
-                    outside, after = middle, bound
-            return outside, str(after)
-        inside = factor
-    return None
 
 
 def _notes(hardware: list[Elasticity]) -> tuple[str, ...]:

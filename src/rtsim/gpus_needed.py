@@ -11,8 +11,9 @@ from pathlib import Path
 
 from rtsim.errors import DoesNotFit, SpecError
 from rtsim.memory import Placement
-from rtsim.predict import System, system
+from rtsim.named_system import system
 from rtsim.specs import GpuSpec, ModelSpec
+from rtsim.system import System
 
 
 def system_on(

@@ -19,10 +19,10 @@ from rtsim import units
 from rtsim.curves import Curve
 from rtsim.errors import RtsimError
 from rtsim.gpus_needed import placement_of, system_on
-from rtsim.predict import System
 from rtsim.prediction import Interval
 from rtsim.scores import ModelMap
 from rtsim.study import Study, gpu_name
+from rtsim.system import System
 
 INPUT_LEN, OUTPUT_LEN = 512, 64
 _VAGUE = 2.0  # an interval of a ratio whose ends are further apart tells nothing

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rtsim import units
 from rtsim.errors import DataError, nearest_names
-from rtsim.measurements import read_cells
+from rtsim.table_text import read_cells
 
 REQUIRED = ("prompt_tokens", "output_tokens", "runtime_s")
 _USABLE = ("", "ok", "short")

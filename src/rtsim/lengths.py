@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtsim.errors import DataError, SpecError, nearest_names
-from rtsim.measurements import read_cells
+from rtsim.table_text import read_cells
 
 Array = NDArray[Any]
 

@@ -21,7 +21,7 @@ from functools import cached_property
 from typing import Any
 
 from rtsim.errors import SpecError
-from rtsim.machine import Formats
+from rtsim.formats import Formats
 from rtsim.operators import StackTraits
 from rtsim.prediction import MemoryUse
 from rtsim.specs.dtype import dtype_bytes

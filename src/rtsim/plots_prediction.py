@@ -1,4 +1,4 @@
-"""Figures of one prediction: breakdown, roofline, batches, and the tornado of an explanation.
+"""Figures of one prediction: breakdown, roofline, and batches (`plots_batches`).
 
 Colours of Okabe and Ito (2008); markers and hatches differ as well. Every axis names its quantity
 and unit. Files are written whole or not at all.
@@ -6,23 +6,16 @@ and unit. Files are written whole or not at all.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rtsim.bulk import predict_many
 from rtsim.errors import NotSupported, SpecError, UnknownName
-from rtsim.output import replacing
 from rtsim.plots import check_plot_file
+from rtsim.plots_batches import plot_batches
+from rtsim.plots_frame import new_figure, save_figure, title_of
 from rtsim.prediction import OperatorTime, Prediction, by_operator
-from rtsim.specs import GpuSpec, ModelSpec
-
-if TYPE_CHECKING:
-    from rtsim.explain import Explanation
 
 KINDS = ("breakdown", "roofline", "batch")
 # Of bounds, the same in every figure.
@@ -41,18 +34,6 @@ _PHASE_COLOURS = {"prefill": "#0072B2", "decode": "#D55E00"}
 _PHASE_MARKERS = {"prefill": "o", "decode": "s"}
 _MOST_BARS = 14
 _MOST_LABELS = 5  # operators named on the roofline, of each phase
-_BATCHES = tuple(2**k for k in range(11))
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _save(figure: Any, path: str) -> None:
-    with replacing(path) as out:
-        figure.savefig(out, format=Path(path).suffix[1:].lower(), dpi=130)
 
 
 def check_kind(kind: str) -> None:
@@ -79,23 +60,7 @@ def plot_prediction(
     elif request is None:
         raise SpecError.of_missing("request", "is needed for a plot of batches")
     else:
-        _plot_batches(prediction, path, request)
-
-
-def _title(p: Prediction, *, batch: bool = True) -> str:
-    w = p.workload
-    degrees = [
-        f"{name} {n}"
-        for name in ("tp", "pp", "ep", "dp")
-        if (n := getattr(p.parallelism, name)) > 1
-    ]
-    sizes = f"batch {w.batch_size}, " if batch else ""
-    formats = w.dtype if w.quantization is None else f"{w.dtype}, {w.quantization}"
-    split = f" ({', '.join(degrees)})" if degrees else ""
-    return (
-        f"{p.model.name} on {p.num_gpus} x {p.gpu.name}{split}\n"
-        f"{sizes}prompt {w.input_len:,}, output {w.output_len:,}, {formats}, {p.stack}"
-    )
+        plot_batches(prediction, path, request)
 
 
 def _scale(seconds: float) -> tuple[float, str]:
@@ -117,7 +82,7 @@ def _plot_breakdown(p: Prediction, path: str) -> None:
     ]
     rows = {phase: _bars(p.breakdown, phase) for phase, _ in phases}
     most = max(len(bars) for bars in rows.values())
-    figure = _figure(5.2 * len(phases) + 0.6, 1.9 + 0.3 * most)
+    figure = new_figure(5.2 * len(phases) + 0.6, 1.9 + 0.3 * most)
     axes = figure.subplots(1, len(phases), squeeze=False).ravel()
     for axis, (phase, total_s) in zip(axes, phases, strict=True):
         bars = rows[phase]
@@ -138,8 +103,8 @@ def _plot_breakdown(p: Prediction, path: str) -> None:
             axis.spines[side].set_visible(False)
     bounds = list(dict.fromkeys(bound for bars in rows.values() for *_, bound in bars))
     _legend_of_bounds(figure, [bound for bound in _BOUND_COLOURS if bound in bounds])
-    figure.suptitle(_title(p), fontsize=10)
-    _save(figure, path)
+    figure.suptitle(title_of(p), fontsize=10)
+    save_figure(figure, path)
 
 
 def _bars(breakdown: Sequence[OperatorTime], phase: str) -> list[tuple[str, float, str]]:
@@ -176,7 +141,7 @@ def _plot_roofline(p: Prediction, path: str) -> None:
     points = _points(p)
     if not points:
         raise NotSupported("no operator has both FLOPs and bytes: there is no roofline to draw")
-    figure = _figure(8.2, 6.0)
+    figure = new_figure(8.2, 6.0)
     axis = figure.subplots()
     x = np.array([one[2] for one in points])
     y = np.array([one[3] for one in points])
@@ -207,8 +172,8 @@ def _plot_roofline(p: Prediction, path: str) -> None:
               fontsize=8, va="top")  # fmt: skip
     _label_points(axis, points)
     _legend_of_phases(figure, {one[1] for one in points})
-    axis.set_title(_title(p), fontsize=10)
-    _save(figure, path)
+    axis.set_title(title_of(p), fontsize=10)
+    save_figure(figure, path)
 
 
 # (operator, phase, FLOP per byte, FLOP/s, share of the time of its phase)
@@ -261,137 +226,3 @@ def _legend_of_phases(figure: Any, phases: set[str]) -> None:
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=9, frameon=False,
                   title="area and %: share of the phase's time", title_fontsize=9)  # fmt: skip
-
-
-# Batches -----------------------------------------------------------------------------------------
-
-
-def _plot_batches(p: Prediction, path: str, request: Mapping[str, Any]) -> None:
-    """Times and throughput against batch, with 90 % intervals, as far as memory goes."""
-    asked = {name: v for name, v in request.items() if v is not None and name != "compiled"}
-    changes = asked.pop("set", None) or {}
-    model, gpu = asked.pop("arch"), asked.pop("gpu")
-    batches = np.array(sorted({*_BATCHES, p.workload.batch_size}))
-    table: dict[str, Any] = {
-        **asked, **changes, "model": _cells(model), "gpu": _cells(gpu),
-        "batch_size": batches, "output_len": p.workload.output_len,
-    }  # fmt: skip
-    found = predict_many(table)
-    fits = found["fits"]
-    figure = _figure(10.4, 4.4)
-    left, right = figure.subplots(1, 2)
-    lines = (
-        ("ttft_s", "time to first token", "o", "#0072B2"),
-        ("tpot_s", "time per output token", "s", "#D55E00"),
-        ("e2e_latency_s", "whole request", "^", "#009E73"),
-    )
-    for name, label, marker, colour in lines:
-        _line(left, batches, found, name, label, marker, colour, fits)
-    _line(right, batches, found, "output_throughput", "output tokens/s", "D", "#CC79A7", fits)
-    left.set_ylabel("time (s)")
-    right.set_ylabel("output tokens per second, all GPUs")
-    for axis in (left, right):
-        axis.set(xscale="log", yscale="log")
-        axis.set_xticks(batches, [str(b) for b in batches], fontsize=8)
-        axis.minorticks_off()
-        _plain_ticks(axis)
-        axis.set_xlabel("batch (sequences)")
-        axis.grid(color="0.9")
-        axis.set_axisbelow(True)
-        if not fits.all():
-            _shade_misfits(axis, batches, fits)
-    left.legend(fontsize=8)
-    right.legend(fontsize=8)
-    figure.suptitle(_title(p, batch=False), fontsize=10)
-    _save(figure, path)
-
-
-def _plain_ticks(axis: Any) -> None:
-    """1, 2, 5, 10 on a logarithmic y axis, as numbers; decades alone where it spans many."""
-    from matplotlib.ticker import FuncFormatter, LogLocator
-
-    low, high = axis.get_ylim()
-    subs = (1.0, 2.0, 5.0) if high < 3e3 * low else (1.0,)
-    axis.yaxis.set_major_locator(LogLocator(subs=subs, numticks=30))
-    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-
-
-def _cells(spec: Any) -> Any:
-    return spec if isinstance(spec, ModelSpec | GpuSpec) else str(spec)
-
-
-def _line(axis: Any, batches: NDArray[Any], found: Mapping[str, NDArray[Any]], name: str,
-          label: str, marker: str, colour: str, fits: NDArray[Any]) -> None:  # fmt: skip
-    values = found[name]
-    there = np.isfinite(values)
-    if not there.any():
-        return
-    x = batches[there]
-    axis.plot(x, values[there], marker=marker, color=colour, markersize=5, lw=1.5, label=label)
-    axis.fill_between(x, found[f"{name}_low"][there], found[f"{name}_high"][there], color=colour,
-                      alpha=0.15, lw=0)  # fmt: skip
-
-
-def _shade_misfits(axis: Any, batches: NDArray[Any], fits: NDArray[Any]) -> None:
-    first = int(np.flatnonzero(~fits)[0])
-    start = math.sqrt(batches[first] * batches[max(first - 1, 0)])
-    axis.axvspan(start, batches[-1] * 1.3, color="0.85", zorder=0, lw=0)
-    axis.set_xlim(batches[0] / 1.3, batches[-1] * 1.3)
-    axis.text(start * 1.06, 0.03, "does not fit", transform=axis.get_xaxis_transform(), fontsize=8,
-              color="0.3", va="bottom", rotation=90)  # fmt: skip
-
-
-# Tornado -----------------------------------------------------------------------------------------
-
-
-def plot_tornado(found: Explanation, path: str) -> None:
-    """Elasticities of times to hardware and workload, a panel a metric.
-
-    Raises SpecError (format), NotSupported (no matplotlib) or OutputError.
-    """
-    check_plot_file(path)
-    metrics = [
-        (metric, title)
-        for metric, title in (
-            ("ttft_s", "time to first token"), ("tpot_s", "time per output token"),
-            ("e2e_latency_s", "whole request"), ("usd_per_million_output_tokens", "cost per token"),
-        )
-        if all(getattr(one, metric) is not None for one in found.elasticities)
-    ]  # fmt: skip
-    rows = found.elasticities
-    figure = _figure(3.0 + 2.3 * len(metrics), 1.7 + 0.32 * len(rows))
-    axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False).ravel()
-    reach = 1.55 * max(abs(getattr(one, metric)) for one in rows for metric, _ in metrics)
-    for axis, (metric, title) in zip(axes, metrics, strict=True):
-        for i, one in enumerate(rows):
-            value = getattr(one, metric)
-            hardware = one.kind == "hardware"
-            axis.barh(i, value, color="#0072B2" if hardware else "#E69F00", edgecolor="white",
-                      hatch="" if hardware else "///", linewidth=0)  # fmt: skip
-            if abs(value) >= 0.005:
-                axis.text(value, i, f" {value:+.2f} ", va="center", fontsize=7,
-                          ha="left" if value > 0 else "right")  # fmt: skip
-        axis.axvline(0.0, color="black", lw=0.8)
-        axis.set_xlim(-reach, reach)
-        axis.set_title(title, fontsize=9)
-        axis.set_xlabel("% per %", fontsize=8)
-        axis.tick_params(axis="x", labelsize=8)
-        axis.grid(axis="x", color="0.9")
-        axis.set_axisbelow(True)
-    axes[0].set_yticks(range(len(rows)), [one.name for one in rows], fontsize=8)
-    axes[0].set_ylim(len(rows) - 0.4, -0.6)
-    _legend_of_kinds(figure)
-    figure.suptitle("Elasticities: " + _title(found.prediction), fontsize=10)
-    _save(figure, path)
-
-
-def _legend_of_kinds(figure: Any) -> None:
-    from matplotlib.patches import Patch
-
-    figure.legend(
-        handles=[
-            Patch(facecolor="#0072B2", label="more of the hardware"),
-            Patch(facecolor="#E69F00", hatch="///", edgecolor="white", label="more work"),
-        ],
-        loc="outside lower center", ncols=2, fontsize=8, frameon=False,
-    )  # fmt: skip

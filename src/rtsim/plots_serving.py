@@ -25,6 +25,9 @@ _LINES = {
     "e2e": ("end-to-end latency", "#009E73", "-."),
     "gap": ("gap between tokens", "#CC79A7", ":"),
 }
+_IN_A_STRETCH = 40  # requests: their count scatters by a sixth
+_MOST_STRETCHES = 200  # of time, each a step of a line
+_DECADE = 10.0  # rates further apart stand on a logarithmic axis
 _BLUE, _RED, _GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
@@ -75,15 +78,27 @@ def _timeline(figure: Any, found: Simulation) -> None:
         ("requests/s", (("arriving", over.arrivals_per_s, _RED, "--"),
                         ("ending", over.ended_per_s, _BLUE, "-"))),
     )  # fmt: skip
+    n = len(over.start_s)
     for axis, (title, lines) in zip(rows, panels, strict=True):
+        # Rates count single events: noise, unless many are in a stretch.
+        most = _MOST_STRETCHES
+        if axis is rows[-1]:
+            most = min(most, max(12, found.result.n_requests // _IN_A_STRETCH))
+        joined = math.ceil(n / most)
         for label, values, colour, dashes in lines:
-            axis.step(over.start_s, values, dashes, where="post", color=colour, label=label,
-                      linewidth=1)  # fmt: skip
+            axis.step(over.start_s[::joined], _means(values, joined), dashes, where="post",
+                      color=colour, label=label, linewidth=1)  # fmt: skip
         axis.set_ylabel(title)
-        axis.set_ylim(bottom=0.0)
+        axis.set_ylim(0.0, 1.25 * axis.get_ylim()[1])  # room for the legend
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper right")
+        axis.legend(fontsize=8, loc="upper right", ncols=2)
     rows[-1].set_xlabel("time (s)")
+
+
+def _means(values: Any, joined: int) -> Any:
+    """Means of `joined` neighbours each, of fewer at the end."""
+    starts = np.arange(0, len(values), joined)
+    return np.add.reduceat(values, starts) / np.diff(np.append(starts, len(values)))
 
 
 def _goodput(figure: Any, found: Simulation) -> None:
@@ -99,7 +114,15 @@ def _goodput(figure: Any, found: Simulation) -> None:
     if searched.rate_per_s > 0.0:
         axis.axvline(searched.rate_per_s, color=_GREEN, linewidth=1,
                      label=f"capacity {searched.rate_per_s:.3g}/s")  # fmt: skip
-    axis.set(xlabel="rate of arrivals (requests/s)", ylabel="requests/s", xlim=(0.0, None))
+    axis.set(xlabel="rate of arrivals (requests/s)", ylabel="requests/s")
+    if rates[-1] > _DECADE * rates[0]:
+        from matplotlib.ticker import LogFormatter
+
+        axis.set_xscale("log")
+        for scale in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            scale(LogFormatter(minor_thresholds=(2, 0.5)))
+    else:
+        axis.set_xlim(left=0.0)
     axis.set_ylim(bottom=0.0)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

@@ -25,8 +25,9 @@ from rtsim.errors import DataError
 from rtsim.fit import select_rows
 from rtsim.fitting.generation import Configuration, configurations
 from rtsim.latencies import read_latencies
-from rtsim.measurements import read_cells, read_table
-from rtsim.predict import System
+from rtsim.measurements import read_table
+from rtsim.system import System
+from rtsim.table_text import read_cells
 
 Array = NDArray[np.float64]
 

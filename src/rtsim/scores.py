@@ -22,7 +22,7 @@ from pathlib import Path
 
 from rtsim.catalog import read_toml, resolve
 from rtsim.errors import DataError, UnknownName, nearest_names
-from rtsim.measurements import read_cells
+from rtsim.table_text import read_cells
 
 REQUIRED = ("scenario", "model", "mean_prompt_tokens", "mean_output_tokens")
 _FIELDS = ("arch", "num_gpus", "denoised")

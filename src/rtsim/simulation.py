@@ -5,33 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rtsim_kernels import serving_state as st
 
-from rtsim import lengths as request_lengths
 from rtsim.errors import SpecError
 from rtsim.output import replacing
-from rtsim.predict import system
 from rtsim.service_level import SHARE, service_level
-from rtsim.serving.arrivals import Generated, Traffic, played
+from rtsim.serving.arrivals import Generated, Traffic
 from rtsim.serving.capacity import TOLERANCE, Capacity, capacity
-from rtsim.serving.chrome_trace import ChromeTrace
+from rtsim.serving.chrome_trace import ChromeTrace, check_trace_file, opened
 from rtsim.serving.deployment import Deployment
-from rtsim.serving.engine import Engine
-from rtsim.serving.scheduler import Scheduler
 from rtsim.serving.serve import DEFAULT_STACK
 from rtsim.serving.simulate import NO_LEVEL, Recorded, Run, offline_rate
-from rtsim.serving.simulated import PERCENTILES, REFUSALS, Simulated
-from rtsim.serving.simulation_notes import notes_on
+from rtsim.serving.simulated import PERCENTILES, REFUSALS, Simulated, refused
+from rtsim.serving.simulation_notes import notes_on, why_refused
+from rtsim.simulation_input import deployment_of, traffic_of
 from rtsim.specs import GpuSpec, ModelSpec
 from rtsim.table_file import Block, check_format, write_columns
 
 Progress = Callable[[int, int], None]
 
-REQUESTS = 1000  # generated without a number
 RECORD_COLUMNS: dict[str, type] = {
     "request": int, "status": str, "arrival_s": float, "prompt_tokens": int, "output_tokens": int,
     "priority": int, "replica": int, "waited_s": float, "ttft_s": float, "tpot_s": float,
@@ -56,6 +53,13 @@ class Simulation:
     capacity: Capacity | None
     carried_per_s: float | None
     notes: tuple[str, ...]
+
+    @property
+    def source(self) -> str:
+        """Where the requests come from; a closed loop has no process of arrivals."""
+        if self.concurrency and isinstance(self.traffic, Generated):
+            return f"seed {self.traffic.seed}"
+        return self.traffic.source
 
 
 def simulate(
@@ -119,12 +123,12 @@ def simulate(
     """
     if system_options.get("stack") is None and system_options.get("profile") is None:
         system_options = {**system_options, "stack": DEFAULT_STACK}  # as `rtsim.serve`
-    deployment = _deployment(
+    deployment = deployment_of(
         arch, gpu, policy, token_budget, max_sequences, memory_frac, preemption, routing,
         max_model_len, prefill_workers, decode_workers, prefill_tp, prefill_gpu,
         transfer_bytes_per_s, prefix_hit, system_options,
     )  # fmt: skip
-    traffic = _traffic(
+    traffic = traffic_of(
         trace, rate, arrivals, cv, requests, input_len, output_len, lengths, concurrency, seed,
         find_capacity,
     )  # fmt: skip
@@ -133,16 +137,15 @@ def simulate(
         wanted = service_level(level, ttft_s, tpot_s)
     if find_capacity and wanted is NO_LEVEL:
         wanted = service_level()  # says what is missing
-    for path in (records,):
-        if path is not None:
-            check_format(path)
+    if records is not None:
+        check_format(records, "records")
+    if chrome_trace is not None:
+        check_trace_file(chrome_trace)
     options: dict[str, Any] = {
         "level": wanted, "share": share, "percentiles": tuple(percentiles),
     }  # fmt: skip
     found = None
     if find_capacity:
-        if concurrency is not None:
-            raise SpecError("concurrency", concurrency, "a closed loop has no rate to search for")
         Run(deployment, traffic, **options)  # what is out of range is said before any work
         found = capacity(
             deployment, traffic, wanted, share, tolerance=tolerance,
@@ -163,98 +166,6 @@ def simulate(
     return Simulation(deployment, traffic, concurrency or 0, result, found, carried, notes)
 
 
-def _deployment(
-    arch: Any, gpu: Any, policy: str | None, token_budget: int | None, max_sequences: int | None,
-    memory_frac: float | None, preemption: str, routing: str, max_model_len: int | None,
-    prefill_workers: int | None, decode_workers: int | None, prefill_tp: int | None,
-    prefill_gpu: Any, transfer_bytes_per_s: float | None, prefix_hit: float,
-    options: dict[str, Any],
-) -> Deployment:  # fmt: skip
-    changes = {
-        "policy": policy, "token_budget": token_budget, "max_sequences": max_sequences,
-        "memory_frac": memory_frac,
-    }  # fmt: skip
-    given = {name: value for name, value in changes.items() if value is not None}
-    engine = _engine(system(arch, gpu, **options), given)
-    prefill = None
-    if prefill_workers is not None:
-        own = dict(options)
-        if prefill_tp is not None:
-            own["tp"] = prefill_tp
-            own.pop("num_gpus", None)
-        own_gpu = gpu if prefill_gpu is None else prefill_gpu
-        prefill = _engine(system(arch, own_gpu, **own), given)
-    else:
-        for name, value in (
-            ("decode_workers", decode_workers), ("prefill_tp", prefill_tp),
-            ("prefill_gpu", prefill_gpu),
-        ):  # fmt: skip
-            if value is not None:
-                raise SpecError(name, value, "is of prefill replicas: give --prefill-workers too")
-    return Deployment(
-        engine, prefill, n_replicas=decode_workers, n_prefill=prefill_workers, routing=routing,
-        preemption=preemption,
-        most_tokens=max_model_len, transfer_bytes_per_s=transfer_bytes_per_s,
-        prefix_hit=prefix_hit,
-    )  # fmt: skip
-
-
-def _engine(made: Any, changes: dict[str, Any]) -> Engine:
-    engine = Engine(made)
-    if not changes:
-        return engine
-    scheduler: Scheduler = replace(engine.scheduler, **changes)
-    return Engine(made, scheduler)
-
-
-def _traffic(
-    trace: str | Path | None, rate: float | None, arrivals: str | None, cv: float | None,
-    requests: int | None, input_len: int | None, output_len: int | None,
-    lengths: str | Path | None, concurrency: int | None, seed: int, find_capacity: bool,
-) -> Traffic:  # fmt: skip
-    if trace is not None:
-        for name, value in (
-            ("arrivals", arrivals), ("cv", cv), ("input_len", input_len),
-            ("output_len", output_len), ("lengths", lengths),
-        ):  # fmt: skip
-            if value is not None:
-                raise SpecError(name, value, "the trace says it: give one or the other")
-        return played(trace, requests, rate)
-    if rate is None and concurrency is None and not find_capacity:
-        raise SpecError.of_missing(
-            "rate", "give --rate (requests per second), --concurrency, --trace or --capacity"
-        )
-    if concurrency is not None and concurrency < 1:
-        raise SpecError("concurrency", concurrency, "must be a whole number above zero")
-    if rate is not None and concurrency is not None:
-        raise SpecError("concurrency", concurrency, "a closed loop has no rate: give one of them")
-    if cv is not None and arrivals != "bursty":
-        raise SpecError("cv", cv, "goes with --arrivals bursty only")
-    if lengths is not None and (input_len is not None or output_len is not None):
-        raise SpecError("lengths", str(lengths), "give it, or --input-len and --output-len")
-    if lengths is not None:
-        sizes = request_lengths.read_lengths(lengths)
-    else:
-        if input_len is None or output_len is None:
-            missing = "input_len" if input_len is None else "output_len"
-            raise SpecError.of_missing(
-                missing, "give --input-len and --output-len, --lengths or --trace"
-            )
-        sizes = request_lengths.fixed(input_len, output_len)
-    process = arrivals or "poisson"
-    return Generated(
-        1.0 if rate is None else rate, sizes, REQUESTS if requests is None else requests, process,
-        _cv(process, cv), seed,
-    )  # fmt: skip
-
-
-def _cv(process: str, cv: float | None) -> float:
-    """Coefficient of variation of the gaps between arrivals."""
-    if process == "bursty":
-        return 2.0 if cv is None else cv
-    return 1.0
-
-
 def _play(
     run: Run, records: str | Path | None, chrome_trace: str | Path | None, progress: Progress | None
 ) -> None:
@@ -262,7 +173,7 @@ def _play(
     with ExitStack() as stack:
         writer = None
         if chrome_trace is not None:
-            file = stack.enter_context(replacing(chrome_trace))
+            file = stack.enter_context(opened(chrome_trace))
             writer = stack.enter_context(ChromeTrace(file, run.deployment))
 
         def blocks() -> Iterator[Recorded]:
@@ -276,10 +187,20 @@ def _play(
         if records is None:
             for _ in blocks():
                 pass
-            return
-        table = stack.enter_context(replacing(records))
-        rows = (_columns(block, run) for block in blocks() if len(block.requests))
-        write_columns(table, RECORD_COLUMNS, rows, Path(records).suffix.lower())
+        else:
+            table = stack.enter_context(replacing(records))
+            rows = (_columns(block, run) for block in blocks() if len(block.requests))
+            write_columns(table, RECORD_COLUMNS, rows, Path(records).suffix.lower())
+        _check_served(run)  # before the files are put in place
+
+
+def _check_served(run: Run) -> None:
+    """SpecError where every request was refused: there is nothing to report."""
+    if run.state.ended[st.FINISHED]:
+        return
+    reasons = [f"{why_refused(reason, run.deployment)} ({n:,})"
+               for reason, n in refused(run.state.ended).items()]  # fmt: skip
+    raise SpecError("requests", run.n_ended, f"none can be served: {'; '.join(reasons)}")
 
 
 def _columns(block: Recorded, run: Run) -> Block:

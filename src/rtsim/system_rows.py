@@ -26,14 +26,15 @@ from rtsim.device_facts import stacked
 from rtsim.errors import RtsimError
 from rtsim.machine import MachineRows, machine_rows, plan_facts
 from rtsim.memory import Placement
+from rtsim.named_system import system
 from rtsim.operator_classes import classes_of, may_repeat, memory_rates
 from rtsim.operators import OperatorTable
-from rtsim.predict import System, system
 from rtsim.profile import GROUPS
 from rtsim.specs.changes import factor_in
 from rtsim.specs.dtype import dtype_bytes
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
+from rtsim.system import System
 from rtsim.whatif import change
 
 Array = NDArray[Any]

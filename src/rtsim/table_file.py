@@ -26,11 +26,11 @@ Block = dict[str, Array]
 FORMATS = (".parquet", ".csv", ".json")
 
 
-def check_format(path: str | Path) -> None:
-    """Raise SpecError for another ending, NotSupported for Parquet without pyarrow."""
+def check_format(path: str | Path, field: str = "output") -> None:
+    """SpecError on `field` for another ending, NotSupported for Parquet without pyarrow."""
     ending = Path(path).suffix.lower()
     if ending not in FORMATS:
-        raise SpecError("output", str(path), f"must end in {', '.join(FORMATS)}")
+        raise SpecError(field, str(path), f"must end in {', '.join(FORMATS)}")
     if ending == ".parquet":
         _pyarrow()
 

@@ -29,6 +29,7 @@ GROUPINGS = ("gpu", "model", "stack", "dtype", "role", "regime")
 GPU_FILE = "gpu.toml"  # in a folder of tables: the GPU that they are of
 WORST_ROWS = 5
 REPEATED_ROW = "repeats an earlier row"
+_OTHER_UNIT = 50.0  # a table whose times are this far from the predicted ones is in another unit
 
 
 # (columns, profile name or None for the best evidence) -> times by metric. Where there are
@@ -182,9 +183,22 @@ def _validate_table(
         metrics[name] = _metric_errors(table, rows, skip, worst)
         reasons, counts = np.unique(skip[skip != ""], return_counts=True)
         skipped = dict(zip(reasons.tolist(), counts.tolist(), strict=True))
+    headline = list(metrics)[-1]
     return FileErrors(
-        table.file, table.kind, len(table), skipped, metrics, headline=list(metrics)[-1]
-    )
+        table.file, table.kind, len(table), skipped, metrics, headline=headline,
+        note=_doubt_of_unit(metrics[headline].points),
+    )  # fmt: skip
+
+
+def _doubt_of_unit(points: Points | None) -> str:
+    """A note where measured times are far from anything that the hardware would take."""
+    if points is None:
+        return ""
+    ratio = float(np.median(points.measured_s / points.predicted_s))
+    if 1.0 / _OTHER_UNIT < ratio < _OTHER_UNIT:
+        return ""
+    times = f"{ratio:,.0f} times" if ratio > 1.0 else f"1/{1.0 / ratio:,.0f} of"
+    return f"the measured times are {times} the predicted ones in the median: is the unit right?"
 
 
 def _predictor(kind: str) -> Predictor | None:

@@ -13,16 +13,15 @@ holds what differs, where timing depends on it.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import NoneType
-from typing import Any, TypeVar
+from typing import Any
 
 from rtsim import units
+from rtsim.changed_values import entry_of, number_in, read_value, shown_value, with_changes
 from rtsim.errors import SpecError, nearest_names
 from rtsim.specs.base import Spec
-from rtsim.specs.changes import Whole, factor_in, field_at, kinds_in
+from rtsim.specs.changes import factor_in
 from rtsim.specs.gpu import GpuSpec, LinkSpec, NetworkSpec
 from rtsim.specs.model import ModelSpec
 
@@ -42,29 +41,7 @@ _UNTIMED = frozenset(
         *("power_w", "price", "provenance", "notes", "assumed", "what_if"),
     )
 )
-# Words that people try, too far from the names to be found as their nearest.
-_WORDS = {
-    "bandwidth": ("hbm_bytes_per_s",),
-    "mem_bw": ("hbm_bytes_per_s",),
-    "flops": ("peak_bf16_flops_per_s", "peak_fp16_flops_per_s"),
-    "tflops": ("peak_bf16_flops_per_s", "peak_fp16_flops_per_s"),
-    "compute": ("peak_bf16_flops_per_s", "peak_fp16_flops_per_s"),
-    "sms": ("sm_count",),
-    "cus": ("sm_count",),
-    "nvlink": ("link.bytes_per_s",),
-    "tdp": ("power_w",),
-}
-# How values are written, by the end of the field's name.
-_WRITTEN: tuple[tuple[str, Callable[[float], str]], ...] = (
-    ("flops_per_s", units.format_flops_per_s),
-    ("bytes_per_s", units.format_bytes_per_s),
-    ("_bytes", units.format_bytes),
-    ("_hz", units.format_hertz),
-    ("power_w", units.format_watts),
-    ("usd_per_hour", units.format_usd),
-)
 _MOST_LAYERS = 10_000  # of a group of layers
-_AnySpec = TypeVar("_AnySpec", bound=Spec)
 
 
 @dataclass(frozen=True)
@@ -157,8 +134,8 @@ def known_paths() -> list[str]:
 
 
 def _changed_gpu(gpu: GpuSpec, changes: dict[str, object], notes: list[str]) -> GpuSpec:
-    wanted = {path: _read(GpuSpec, path, value) for path, value in changes.items()}
-    changed = _with(gpu, {**wanted, **_price(gpu, wanted)})
+    wanted = {path: read_value(GpuSpec, path, value) for path, value in changes.items()}
+    changed = with_changes(gpu, {**wanted, **_price(gpu, wanted)})
     doubts = changed.doubts() if not any(map(factor_in, wanted.values())) else ()
     named = {path.partition(".")[0] for path in wanted}
     kept: dict[str, Any] = {}
@@ -168,11 +145,11 @@ def _changed_gpu(gpu: GpuSpec, changes: dict[str, object], notes: list[str]) -> 
             continue
         kept[field] = before
         notes.append(
-            f"gpu.{field} stays at {_shown(field, before)}, inferred from the figures before "
+            f"gpu.{field} stays at {shown_value(field, before)}, inferred from the figures before "
             "the change"
         )
     changed = changed.with_(kept) if kept else changed
-    entries = {path: _entry(gpu, changed, path, value) for path, value in wanted.items()}
+    entries = {path: entry_of(gpu, changed, path, value) for path, value in wanted.items()}
     entries = {path: text for path, text in entries.items() if text}
     timed = [t for path, t in entries.items() if path.partition(".")[0] not in _UNTIMED]
     untimed = [t for path, t in entries.items() if path.partition(".")[0] in _UNTIMED]
@@ -216,13 +193,13 @@ def _uncoupled(gpu: GpuSpec, entries: Mapping[str, str]) -> Iterator[str]:
 
 def _changed_model(model: ModelSpec, changes: dict[str, object], notes: list[str]) -> ModelSpec:
     n_layers = changes.pop("n_layers", None)
-    wanted = {path: _read(ModelSpec, path, value) for path, value in changes.items()}
-    changed = _with(model, wanted) if wanted else model
+    wanted = {path: read_value(ModelSpec, path, value) for path, value in changes.items()}
+    changed = with_changes(model, wanted) if wanted else model
     if n_layers is not None:
         changed = _with_layers(changed, n_layers, notes)
-    entries = [_entry(model, changed, path, value) for path, value in wanted.items()]
+    entries = [entry_of(model, changed, path, value) for path, value in wanted.items()]
     if n_layers is not None:
-        entries.append(_entry(model, changed, "n_layers", n_layers))
+        entries.append(entry_of(model, changed, "n_layers", n_layers))
     entries = [entry for entry in entries if entry]
     if entries:
         notes.append(f"what if: {model.name} with {', '.join(entries)}")
@@ -256,7 +233,7 @@ def _with_layers(model: ModelSpec, value: object, notes: list[str]) -> ModelSpec
         notes.append(
             f"model.n_layers = {wanted}: the groups of layers keep their proportions, {split}"
         )
-    return _with(model, {f"layers.{i}.count": count for i, count in enumerate(new)})
+    return with_changes(model, {f"layers.{i}.count": count for i, count in enumerate(new)})
 
 
 def _whole(path: str, value: object, current: int) -> int:
@@ -265,87 +242,10 @@ def _whole(path: str, value: object, current: int) -> int:
     if factor is not None:
         number = current * factor
     elif isinstance(value, str):
-        number = _number(value)
+        number = number_in(value)
     if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
         raise SpecError(path, value, "must be a whole number above zero, or a factor such as 2x")
     if not math.isfinite(number) or abs(number - round(number)) > 1e-9 * number:
         shown = "" if factor is None else f" ({number:g})"
         raise SpecError(path, value, f"must give a whole number{shown}")
     return round(number)
-
-
-# Values ------------------------------------------------------------------------------------------
-
-
-def _with(spec: _AnySpec, changes: Mapping[str, object]) -> _AnySpec:
-    """`spec.with_`, with errors that name the field as the user wrote it."""
-    try:
-        return spec.with_(changes)
-    except SpecError as error:
-        root = "model" if isinstance(spec, ModelSpec) else "gpu"
-        # An unknown step of a path is reported from that step on.
-        field = next((path for path in changes if path.endswith("." + error.field)), error.field)
-        own = field.partition(".")[0] in ("link", "network") and root == "gpu"
-        nearest = error.nearest or (_WORDS.get(field.rpartition(".")[2].lower(), ()))
-        raise SpecError(
-            field if own else f"{root}.{field}",
-            error.value, error.allowed, nearest=nearest, where=error.where,
-        ) from None  # fmt: skip
-
-
-def _read(model: type[Spec], path: str, value: object) -> object:
-    """A text of the command line as its field takes it: numbers, true, none."""
-    field = field_at(model, path)
-    if field is None or not isinstance(value, str) or factor_in(value) is not None:
-        return value
-    kinds = list(kinds_in(field))
-    if value == "none" and NoneType in kinds:
-        return None
-    if bool in kinds and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    return _number(value) if any(isinstance(kind, Whole) for kind in kinds) else value
-
-
-def _number(text: str) -> object:
-    try:
-        return int(text) if re.fullmatch(r"[-+]?\d[\d_]*", text) else float(text)
-    except ValueError:
-        return text
-
-
-def _entry(before: Spec, after: Spec, path: str, value: object) -> str:
-    """ "hbm_bytes_per_s = 6.70 TB/s (2x, before 3.35 TB/s)"; empty where nothing changed."""
-    old, new = _values_at(before, path), _values_at(after, path)
-    if old == new:
-        return ""
-    was = ", ".join(dict.fromkeys(_shown(path, v) for v in old))
-    now = ", ".join(dict.fromkeys(_shown(path, v) for v in new))
-    factor = "" if factor_in(value) is None else f"{str(value).strip()}, "
-    return f"{path} = {now} ({factor}before {was})"
-
-
-def _values_at(spec: object, path: str) -> list[object]:
-    """The value at a path, or those of all groups of layers."""
-    found = [spec]
-    for step in path.split("."):
-        if step.isdigit():
-            found = found[int(step) : int(step) + 1]
-            continue
-        values = [getattr(one, step, None) for one in found]
-        found = []
-        for value in values:
-            found += list(value) if isinstance(value, tuple) else [value]
-    return found
-
-
-def _shown(path: str, value: object) -> str:
-    if value is None:
-        return "none"
-    if isinstance(value, Spec):
-        return str(getattr(value, "name", type(value).__name__))
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        for ending, write in _WRITTEN:
-            if path.endswith(ending):
-                return write(value)
-        return f"{value:g}" if isinstance(value, float) else str(value)
-    return str(value)

@@ -5,7 +5,7 @@ import pytest
 import rtsim_kernels
 from rtsim_kernels import generation, step
 
-from rtsim.predict import system
+from rtsim.named_system import system
 
 CASES = [
     ("gpt3-175b", "a100", {"tp": 8}),

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rtsim_kernels import mixed
 
-from rtsim.predict import system
+from rtsim.named_system import system
 from rtsim.serving.deployment import Deployment, transfer_bytes_per_s
 from rtsim.serving.engine import Engine
 from rtsim.serving.scheduler import Scheduler

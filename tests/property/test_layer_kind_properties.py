@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rtsim.catalog import load_gpu
-from rtsim.predict import System
 from rtsim.specs import ModelSpec, ParallelismSpec
 from rtsim.specs.gpu import GpuSpec
+from rtsim.system import System
 
 few = settings(max_examples=40, deadline=None)
 

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rtsim_kernels import tables
 
-from rtsim.predict import predict, system
+from rtsim.named_system import system
+from rtsim.predict import predict
 from rtsim.prediction import OperatorTime, Prediction
 
 PEAKS = ("gpu.peak_fp16_flops_per_s", "gpu.peak_bf16_flops_per_s")

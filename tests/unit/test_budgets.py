@@ -135,7 +135,7 @@ def least_call_cpu_s(function: Callable[[], Any], calls: int) -> float:
 
 def test_cpu_time_of_a_compiled_prediction() -> None:
     """Bare times, as planners ask for them, of a short and of a long generation."""
-    from rtsim.predict import system
+    from rtsim.named_system import system
 
     made = system("gpt3-175b", "a100", 8)
     for output_len in (64, 1500):
@@ -158,7 +158,7 @@ def test_cpu_time_of_a_library_prediction() -> None:
 
 def test_cpu_time_of_an_interpreted_prediction() -> None:
     """The whole answer, with memory, cost, interval and breakdown: a copy has all of it."""
-    from rtsim.predict import system
+    from rtsim.named_system import system
 
     made = system("gpt3-175b", "a100", 8)
     spent_s = least_call_cpu_s(

@@ -20,10 +20,10 @@ from rtsim.catalog import load_gpu
 from rtsim.errors import DataError, OutputError, RtsimError, SpecError, UnknownName
 from rtsim.fit import Fit
 from rtsim.fitting import kinds
-from rtsim.measurements import write_table
 from rtsim.operators import StackTraits
 from rtsim.profile import load_profile
 from rtsim.profile_file import Uncertainty, profile_toml
+from rtsim.table_text import write_table
 
 GPU = "h100-sxm5-80gb"
 RNG = np.random.default_rng(3)
@@ -142,6 +142,7 @@ def test_what_is_written_is_a_profile_that_says_where_it_is_from(tmp_path: Path)
     result = calibrate([table(tmp_path, "gemm")], GPU, "mystack", output=output, max_points=32)
     profile = load_profile(str(output))
     assert (profile.name, profile.gpu, profile.stack) == ("mine", GPU, "mystack")
+    assert any("stack 'mystack' has no profile yet, a new one is begun" in n for n in result.notes)
     assert profile.section("gemm", "bf16") == pytest.approx(
         result.profile.section("gemm", "bf16"), rel=1e-4
     )
@@ -286,7 +287,8 @@ def test_a_folder_stands_for_its_tables(tmp_path: Path) -> None:
         ({"time_us": np.full(ROWS, math.nan)}, "time_us"),
         ({"time_us": np.zeros(ROWS)}, "above zero"),
         ({"time_us": -np.ones(ROWS)}, "above zero"),
-        ({"stack": text("other")}, "another stack"),
+        ({"stack": text("other")}, "they are of GPU H100-SXM5-80GB and stack other"),
+        ({"stack": text("mystak")}, "another stack.*nearest stack: mystak"),
         ({"dtype": text("bf17")}, "dtype is not modelled"),
     ],
 )

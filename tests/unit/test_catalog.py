@@ -140,9 +140,14 @@ def test_a_users_gpu_from_a_few_figures(tmp_path: Path) -> None:
     assert gpu.name == "mine"
     assert gpu.hbm_bytes_per_s == 3.35e12
     assert gpu.notes == ()
-    file.write_text(H100.replace("989.4", "1978.9"))
+    file.write_text(H100.replace("989.4", "1300"))
     (note,) = catalog.load_gpu(file).notes
     assert "sparse" in note
+    file.write_text(H100.replace("989.4", "1978.9"))
+    with pytest.raises(SpecError, match=r"mine.toml: peak_bf16_flops_per_s.*2:4 sparsity"):
+        catalog.load_gpu(file)
+    file.write_text(H100.replace("989.4", "1978.9").replace("hopper", "unknown"))
+    assert not catalog.load_gpu(file).notes
 
 
 def test_a_users_model(tmp_path: Path) -> None:

@@ -66,7 +66,9 @@ def test_truncated_outputs_are_marked_and_left_out() -> None:
     rows += [Latency(77, 512, 32, alone_s(512, 2)), Latency(78, 1024, 16, alone_s(1024, 1))]
     fit = denoise_model("m", rows)
     assert [row.line for row in fit.marked] == [77, 78]
-    assert "cut short" in fit.marked[0].reason
+    assert fit.marked[0].reason == (
+        "prompt 512, output 32 in 342 ms, 64 % below the floor of the table: output cut short?"
+    )
     assert fit.curve.per_output_token_s == pytest.approx(0.02, rel=0.01)
 
 

@@ -10,7 +10,7 @@ from rtsim_kernels import compiled, mla, tables
 
 from rtsim.catalog import load_gpu
 from rtsim.fitting import mla as recipe
-from rtsim.machine import absorb_row, absorb_variants, mla_decode_row, mla_prefill_row
+from rtsim.kernel_records import absorb_row, absorb_variants, mla_decode_row, mla_prefill_row
 from rtsim.profile import DECLARED, load_profile
 
 # Round numbers: 100 SMs at 1 GHz, 500 TFLOP/s, 2 TB/s, an L2 of 40 MB.

@@ -13,7 +13,7 @@ from rtsim_kernels.gemm import ENDLESS_COPIES
 from rtsim.catalog import load_gpu
 from rtsim.errors import NotSupported
 from rtsim.fitting import moe as recipe
-from rtsim.machine import moe_row, moe_variants
+from rtsim.kernel_records import moe_row, moe_variants
 from rtsim.profile import DECLARED, load_profile
 
 # Round numbers: 100 SMs at 1 GHz, 200 TFLOP/s, 1 TB/s, an L2 of 40 MB.

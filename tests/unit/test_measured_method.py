@@ -14,8 +14,8 @@ from rtsim.catalog import load_gpu
 from rtsim.errors import SpecError
 from rtsim.fitting import attention, gemm, generation, kernel_rows, kinds, memory_bound
 from rtsim.fitting.generation_rows import predict_rows, with_traits
-from rtsim.measurements import write_table
 from rtsim.profile import load_profile
+from rtsim.table_text import write_table
 from rtsim.validate import validate
 
 GPU = "h100-sxm5-80gb"

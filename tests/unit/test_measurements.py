@@ -10,7 +10,8 @@ import pytest
 
 from rtsim.errors import DataError, OutputError
 from rtsim.measurement_schema import KINDS
-from rtsim.measurements import UNKNOWN_KIND, read_table, write_table
+from rtsim.measurements import UNKNOWN_KIND, read_table
+from rtsim.table_text import write_table
 
 GEMM = """\
 source,gpu,stack,stack_version,kernel,dtype,op,model,tp,m,n,k,batch,time_us

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rtsim.catalog import load_gpu, load_model
-from rtsim.machine import Formats
+from rtsim.formats import Formats
 from rtsim.memory import Placement, memory_use
 from rtsim.operators import StackTraits
 from rtsim.prediction import MemoryUse

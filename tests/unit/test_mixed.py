@@ -12,8 +12,8 @@ from rtsim_kernels import mixed, step, tables
 
 from rtsim.catalog import load_gpu, load_model
 from rtsim.device_facts import record
-from rtsim.predict import System
 from rtsim.specs.parallelism import ParallelismSpec
+from rtsim.system import System
 
 # A scheduler that takes next to nothing, and kernels as they are alone.
 ALONE = {c.name: c.prior for c in mixed.ENGINE_COEFFICIENTS}

@@ -6,7 +6,8 @@ import pytest
 from rtsim_kernels import step, tables
 
 from rtsim.catalog import load_gpu, load_model
-from rtsim.machine import Formats, machine_rows
+from rtsim.formats import Formats
+from rtsim.machine import machine_rows
 from rtsim.operators import OperatorTable, StackTraits, lower
 from rtsim.profile_choice import choose_profile
 from rtsim.specs import ModelSpec, ParallelismSpec

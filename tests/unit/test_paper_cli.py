@@ -33,22 +33,6 @@ def rtsim(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     return run
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("RTSIM_DEBUG", raising=False)
-
-    def run(*arguments: str) -> str:
-        status = program.run(arguments)
-        out, err = capsys.readouterr()
-        assert (status, out) == (2, ""), err
-        assert err.startswith("error: ")
-        assert err.count("\n") == 1
-        assert "Traceback" not in err
-        return err
-
-    return run
-
-
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -170,6 +154,20 @@ def test_denoise(rtsim, tmp_path: Path) -> None:
     assert one["per_output_token_s"] == pytest.approx(0.016, rel=0.1)
     low, high = one["per_output_token_interval_s"]
     assert low < one["per_output_token_s"] < high
+
+
+def test_denoise_names_the_rows_left_out(rtsim, tmp_path: Path, capsys) -> None:
+    lines = Path(LATENCIES).read_text().splitlines()
+    lines[5] = lines[5].rpartition(",")[0] + ",-1"
+    lines.append(lines[6].replace("j1-large", "other").rpartition(",")[0] + ",x")
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(lines) + "\n")
+    options = ("denoise", str(table), "--bootstraps", "20")
+    assert "line 6: runtime_s -1 is not above zero" in rtsim(*options)
+    body = json.loads(rtsim(*options, "--json"))
+    assert [row["line"] for row in body["left_out"]] == [6, len(lines)]
+    assert program.run((*options, "-o", str(tmp_path / "d.csv"))) == 0
+    assert f"lines 6, {len(lines)}" in capsys.readouterr().err
 
 
 def test_denoised_against_idealized(rtsim) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from rtsim.catalog import load_gpu
 from rtsim.errors import SpecError
-from rtsim.predict import System
 from rtsim.specs import ModelSpec, ParallelismSpec
+from rtsim.system import System
 
 MOE = {"kind": "moe", "n_experts": 64, "top_k": 4, "expert_size": 1024, "shared_size": 1024}
 

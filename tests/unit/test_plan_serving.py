@@ -19,7 +19,6 @@ from rtsim.errors import NothingSatisfies, SpecError, UnknownName
 from rtsim.lengths import bucketed
 from rtsim.plan import OBJECTIVES, plan
 from rtsim.plan_serving import COUNTS, Mix
-from rtsim.planned import Plan
 from rtsim.serving.serve import serve
 
 SIZES = {"input_len": 512, "output_len": 64}
@@ -73,15 +72,6 @@ def enumerated(
     return (min(values) if values else math.nan), len(values)
 
 
-def value_of(found: Plan) -> float:
-    best = found.best
-    if found.objective == "latency":
-        return best.e2e_latency_s
-    if found.objective == "energy":
-        return best.energy_j_per_request or math.nan
-    return -best.requests_per_s if found.rate_per_s is None else best.usd_per_hour or math.nan
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(
     "load",
@@ -95,7 +85,9 @@ def value_of(found: Plan) -> float:
     ],
     ids=str,
 )
-def test_the_answer_is_that_of_an_enumeration(objective: str, load: dict[str, Any]) -> None:
+def test_the_answer_is_that_of_an_enumeration(
+    value_of, objective: str, load: dict[str, Any]
+) -> None:
     expected, n_satisfying = enumerated(objective, **load)
     names = {"rate": "rate_per_s", "budget": "budget_usd_per_hour"}
     arguments = {names.get(name, name): value for name, value in load.items()}
@@ -154,7 +146,7 @@ def test_the_result_is_what_serve_says(options: dict[str, Any]) -> None:
     objective=st.sampled_from(["cost", "latency"]),
 )  # fmt: skip
 def test_more_load_and_stricter_levels_never_cost_less(
-    rate: float, more: float, ttft_s: float, objective: str
+    value_of, rate: float, more: float, ttft_s: float, objective: str
 ) -> None:
     def best(rate: float, ttft_s: float) -> float:
         limits = {"ttft_s": ttft_s, "tpot_s": 0.2, "max_gpus": 999}

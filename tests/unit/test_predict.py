@@ -13,11 +13,13 @@ import pytest
 import rtsim
 from rtsim.catalog import load_gpu, load_model
 from rtsim.errors import DataError, SpecError, UnknownName
+from rtsim.named_system import system
 from rtsim.operators import StackTraits
-from rtsim.predict import System, predict, system
+from rtsim.predict import predict
 from rtsim.prediction import Prediction
 from rtsim.profile import Profile, load_profile
 from rtsim.specs import GpuSpec, ModelSpec, ParallelismSpec
+from rtsim.system import System
 
 PROFILE = "megatron-lm-a100-sxm4-80gb"
 MATRIX_WORK = ("projection", "scores", "values", "attention", "head")

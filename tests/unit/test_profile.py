@@ -12,7 +12,8 @@ import pytest
 
 from rtsim.catalog import load_gpu
 from rtsim.errors import DataError, NotSupported, UnknownName
-from rtsim.machine import Formats, machine_rows, peak_for
+from rtsim.formats import Formats, peak_for
+from rtsim.machine import machine_rows
 from rtsim.operators import GEMM_BATCHED, GEMM_HEAD, GEMM_WEIGHTS
 from rtsim.profile import (
     DECLARED,

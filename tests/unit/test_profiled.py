@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rtsim.errors import DataError
-from rtsim.predict import system
+from rtsim.named_system import system
 from rtsim.profiled import fit_table, fit_two_parts, profile_fit
 
 ROWS = Path(__file__).parents[2] / "calibration" / "tables" / "generation_a100.csv"

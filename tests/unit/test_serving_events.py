@@ -15,7 +15,7 @@ from rtsim_kernels import compiled, mixed
 from rtsim_kernels import serving_state as st
 
 from rtsim.lengths import bucketed, fixed
-from rtsim.predict import system
+from rtsim.named_system import system
 from rtsim.service_level import ServiceLevel
 from rtsim.serving.arrivals import Generated
 from rtsim.serving.capacity import capacity

@@ -23,8 +23,9 @@ from rtsim.fitting.serving_rows import (
     with_batch_columns,
     with_formats,
 )
-from rtsim.measurements import Table, read_table, write_table
+from rtsim.measurements import Table, read_table
 from rtsim.profile import load_profile
+from rtsim.table_text import write_table
 from rtsim.validate import validate
 
 B200, H100 = load_gpu("b200-hgx-180gb"), load_gpu("h100-sxm5-80gb")

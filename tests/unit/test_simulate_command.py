@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from rtsim import plots_serving
 from rtsim.cli import main as program
 from rtsim.errors import DataError
 from rtsim.serving import trace
@@ -42,6 +44,51 @@ def test_text_and_json_say_the_same(run):
     assert body["level"] == {"name": "chat", "ttft_s": 2.0, "tpot_s": 0.2}
     assert len(body["over_time"]["start_s"]) == len(body["over_time"]["waiting"])
     assert body["capacity"] is None
+    assert body["met_frac"] == 1.0
+    without = json.loads(run(*SYSTEM, *LENGTHS, "--rate", "20", "--requests", "9", "--json")[1])
+    assert [without[name] for name in ("met_frac", "share", "goodput_per_s")] == [None] * 3
+
+
+def test_a_search_says_why_a_rate_misses_a_level_without_limits(run):
+    load = ("--input-len", "100", "--output-len", "40", "--requests", "60", "--max-sequences", "4")
+    text = run(*SYSTEM, *load, "--capacity", "--level", "batch", "--percentiles", "50,90")[1]
+    assert "TTFT p90" in text
+    misses = [line for line in text.splitlines() if "misses" in line]
+    assert misses
+    assert all("100.0%" in line and line.endswith("misses: piles up") for line in misses)
+
+
+@pytest.mark.parametrize(("rate", "overloaded"), [("5", False), ("400", True)])
+def test_static_batches_count_as_overloaded_by_what_they_carry(run, rate, overloaded):
+    load = ("--input-len", "1k", "--output-len", "200", "--requests", "500", "--rate", rate)
+    system = ("simulate", "--arch", "llama-3.1-8b", "--gpu", "h100", "--max-sequences", "32")
+    body = json.loads(run(*system, *load, "--policy", "static", "--json")[1])
+    assert body["overloaded"] is overloaded
+    if overloaded:
+        assert body["carried_per_s"] < body["arrival_rate_per_s"]
+    else:
+        assert (body["carried_per_s"], body["notes"]) == (None, [])
+
+
+def test_a_chrome_trace_is_zipped_where_its_name_says_so(run, tmp_path):
+    files = [tmp_path / "t.json", tmp_path / "t.json.gz"]
+    for file in files:
+        load = (*LENGTHS, "--rate", "9", "--requests", "5", "--chrome-trace", str(file))
+        assert run(*SYSTEM, *load)[0] == 0
+    assert gzip.decompress(files[1].read_bytes()) == files[0].read_bytes()
+    assert len(json.loads(files[0].read_text())["traceEvents"]) > 10
+
+
+def test_a_load_of_which_nothing_can_be_served_is_refused(refused, tmp_path):
+    load = (*LENGTHS, "--rate", "9", "--requests", "5", "--max-model-len", "50")
+    err = refused(*SYSTEM, *load, "--records", str(tmp_path / "r.csv"))
+    assert "requests = 5: none can be served: longer than the context of 50 tokens (5)" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_closed_loop_has_no_process_of_arrivals(run):
+    text = run(*SYSTEM, *LENGTHS, "--concurrency", "3", "--requests", "9")[1]
+    assert "9 requests, 3 kept in flight, seed 0\n" in text
 
 
 def test_capacity_and_figures(run, tmp_path):
@@ -59,6 +106,21 @@ def test_capacity_and_figures(run, tmp_path):
         load = ("--rate", "9", "--requests", "30", "--plot", str(drawn), "--plot-kind", kind)
         assert run(*SYSTEM, *LENGTHS, *load)[0] == 0
         assert drawn.stat().st_size > 5000
+
+
+@pytest.mark.parametrize(("rates", "scale"), [((1.0, 4.0, 40.0), "log"), ((4.0, 20.0), "linear")])
+def test_rates_that_span_decades_stand_on_a_logarithmic_axis(rates, scale):
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    result = SimpleNamespace(goodput_per_s=1.0, requests_per_s=1.0)
+    tried = [SimpleNamespace(rate_per_s=rate, result=result) for rate in rates]
+    searched = SimpleNamespace(tried=tried, rate_per_s=rates[0])
+    plots_serving._goodput(figure, SimpleNamespace(capacity=searched))
+    assert figure.axes[0].get_xscale() == scale
+
+
+def test_stretches_of_time_are_joined_by_their_means():
+    assert plots_serving._means(np.array([1.0, 3.0, 5.0]), 2).tolist() == [2.0, 5.0]
+    assert plots_serving._means(np.array([1.0, 3.0]), 1).tolist() == [1.0, 3.0]
 
 
 def test_overload_and_refusals_are_noted(run, tmp_path):
@@ -84,6 +146,7 @@ def test_overload_and_refusals_are_noted(run, tmp_path):
         (("--rate", "1", "--input-len", "0", "--output-len", "5"), ("input_len = 0",)),
         (("--concurrency", "0", *LENGTHS), ("concurrency = 0",)),
         (("--rate", "1", "--concurrency", "2", *LENGTHS), ("concurrency = 2", "one of them")),
+        (("--concurrency", "2", "--arrivals", "constant", *LENGTHS), ("arrivals", "closed loop")),
         (("--rate", "1", "--seed", "-1", *LENGTHS), ("seed = -1", "2^63")),
         (("--rate", "1", "--seed", "9" * 20, *LENGTHS), ("seed",)),
         (("--rate", "1", "--percentiles", "0", *LENGTHS), ("percentiles = 0.0",)),
@@ -92,6 +155,8 @@ def test_overload_and_refusals_are_noted(run, tmp_path):
         (("--rate", "1", "--dp", "0", *LENGTHS), ("dp = 0",)),
         (("--rate", "1", "--prefill-workers", "0", *LENGTHS), ("prefill_workers = 0",)),
         (("--rate", "1", "--decode-workers", "2", *LENGTHS), ("--prefill-workers",)),
+        (("--rate", "1", "--transfer-rate", "5GB/s", *LENGTHS), ("--prefill-workers",)),
+        (("--rate", "1", "--plot-kind", "timeline", *LENGTHS), ("plot_kind", "--plot FILE")),
         (("--rate", "1", "--policy", "statik", *LENGTHS), ("policy", "nearest: static")),
         (("--rate", "1", "--arrivals", "poison", *LENGTHS), ("nearest: poisson",)),
         (("--rate", "1", "--arrivals", "bursty", "--cv", "0", *LENGTHS), ("cv = 0.0",)),
@@ -99,19 +164,20 @@ def test_overload_and_refusals_are_noted(run, tmp_path):
         (("--rate", "1", "--token-budget", "0", *LENGTHS), ("token_budget = 0",)),
         (("--rate", "1", "--memory-frac", "0.01", *LENGTHS), ("gpu", "more GPUs")),
         (("--rate", "1", "--cp", "2", *LENGTHS), ("context parallelism",)),
+        (("--rate", "1", "--chrome-trace", "x.txt", *LENGTHS), (".json.gz", "chrome_trace")),
+        (("--rate", "1", "--ttft", "-5", *LENGTHS), ("ttft = '-5'", "500ms")),
+        (("--rate", "1", "--transfer-rate", "5", *LENGTHS), ("transfer_rate = '5'", "50GB/s")),
+        (("--capacity", "--level", "chat", "--rate", "1", *LENGTHS), ("rate = 1.0", "--capacity")),
         (("--capacity", *LENGTHS), ("level",)),
         (("--capacity", "--level", "chat", "--tolerance", "9", *LENGTHS), ("tolerance = 9",)),
         (("--rate", "1", "--plot", "x.png", "--plot-kind", "goodput", *LENGTHS), ("--capacity",)),
-        (("--rate", "1", "--records", "x.txt", *LENGTHS), (".parquet",)),
+        (("--rate", "1", "--records", "x.txt", *LENGTHS), ("records = 'x.txt'", ".parquet")),
         (("--trace", "missing.csv"), ("missing.csv", "no such file")),
         (("--trace", "missing.csv", *LENGTHS), ("the trace says it",)),
     ],
 )
-def test_bad_input_is_one_line(run, arguments, words):
-    status, out, err = run(*SYSTEM, *arguments)
-    assert (status, out) == (2, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
+def test_bad_input_is_one_line(refused, arguments, words):
+    err = refused(*SYSTEM, *arguments)
     for word in words:
         assert word in err
 
@@ -133,13 +199,11 @@ def test_bad_input_is_one_line(run, arguments, words):
         (HEAD + "0,1e300,5\n", ("line 2", "1e+300")),
     ],
 )
-def test_faulty_traces_are_refused_with_their_line(run, tmp_path, text, words):
+def test_faulty_traces_are_refused_with_their_line(refused, tmp_path, text, words):
     file = tmp_path / "t.csv"
     file.write_text(text)
     records = tmp_path / "r.csv"
-    status, _, err = run(*SYSTEM, "--trace", str(file), "--records", str(records))
-    assert status == 2
-    assert err.count("\n") == 1
+    err = refused(*SYSTEM, "--trace", str(file), "--records", str(records))
     for word in words:
         assert word in err
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
@@ -205,20 +269,12 @@ def test_gaps_between_arrivals_vary_as_stated(process, cv):
     assert faster == pytest.approx(times / 2.0)
 
 
-def test_two_outputs_in_one_file_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    both = str(tmp_path / "a.json")
-    status = program.run(
-        (
-            *("simulate", "--arch", "llama-3.1-8b", "--gpu", "h100", "--rate", "1"),
-            *("--requests", "5", "--input-len", "10", "--output-len", "5"),
-            *("--records", both, "--chrome-trace", both),
-        )
-    )
-    assert status == 2
-    assert "also written by --records" in capsys.readouterr().err
-    assert not Path(both).exists()
+def test_two_outputs_in_one_file_are_refused(refused, tmp_path: Path) -> None:
+    both = tmp_path / "a.json"
+    load = (*LENGTHS, "--rate", "1", "--requests", "5")
+    err = refused(*SYSTEM, *load, "--records", str(both), "--chrome-trace", str(both))
+    assert "also written by --records" in err
+    assert not both.exists()
 
 
 def test_a_share_is_never_rounded_up_to_what_was_asked():
@@ -235,15 +291,3 @@ def test_a_share_is_never_rounded_up_to_what_was_asked():
     assert said(0.9996, 1.0) == "99.96%"
     assert said(1.0, 1.0) == "100.0%"
     assert said(0.99, 0.99) == "99.0%"
-
-
-def test_rates_at_which_requests_pile_up_say_so(run):
-    status, text, _ = run(
-        *SYSTEM, "--requests", "200", "--input-len", "1000", "--output-len", "50", "--level",
-        "batch", "--capacity", "--tolerance", "0.3",
-    )  # fmt: skip
-    assert status == 0
-    table = text[text.index("Requests/s") : text.index("Time to first token")]
-    assert "overloaded" in table
-    assert "misses" not in table
-    assert "highest that meets it" in table

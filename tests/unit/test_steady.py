@@ -16,12 +16,12 @@ from rtsim_kernels import steady, tables
 from rtsim.catalog import load_gpu, load_model
 from rtsim.cli import main as program
 from rtsim.errors import SpecError
-from rtsim.predict import System
 from rtsim.serving.engine import Engine
 from rtsim.serving.scheduler import Scheduler, scheduler_of
 from rtsim.serving.serve import serve
 from rtsim.serving.steady import FIELDS, Speculation, load_of, steady_many, steady_state
 from rtsim.specs.parallelism import ParallelismSpec
+from rtsim.system import System
 
 
 @cache

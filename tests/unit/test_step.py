@@ -9,7 +9,8 @@ import pytest
 from rtsim_kernels import collective, step, tables
 
 from rtsim.catalog import load_gpu
-from rtsim.machine import Formats, machine_rows
+from rtsim.formats import Formats
+from rtsim.machine import machine_rows
 from rtsim.profile import load_profile
 
 HOST = {

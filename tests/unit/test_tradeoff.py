@@ -9,9 +9,10 @@ import pytest
 from rtsim.curves import read_curves
 from rtsim.errors import DataError, SpecError
 from rtsim.predict import predict
+from rtsim.scored_times import METRICS
 from rtsim.scores import ModelMap, read_model_map, read_scores
 from rtsim.study import load_study
-from rtsim.tradeoff import METRICS, only_scenario, tradeoff
+from rtsim.tradeoff import only_scenario, tradeoff
 
 TABLES = Path(__file__).parents[1] / "tables"
 CAPABILITY = TABLES / "capability_part.csv"

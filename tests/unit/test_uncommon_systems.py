@@ -4,8 +4,9 @@ import pytest
 
 from rtsim.catalog import load_gpu
 from rtsim.device_facts import core_count
-from rtsim.predict import System, predict
+from rtsim.predict import predict
 from rtsim.specs import Mamba2Spec, ModelSpec, ParallelismSpec
+from rtsim.system import System
 
 SEEING_ALL = {"n_heads": 8, "head_dim": 64, "causal": False}
 

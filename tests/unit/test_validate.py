@@ -76,6 +76,16 @@ def test_worst_rows_come_worst_first(gemm: Path) -> None:
     assert worst[0].what["gpu"] == "H100"
 
 
+@pytest.mark.parametrize(
+    ("time_us", "words"), [("0.1", "1/1,100 of"), ("1e5", "909 times"), ("110", "")]
+)
+def test_times_in_another_unit_are_doubted(gemm: Path, time_us: str, words: str) -> None:
+    gemm.write_text(f"gpu,stack,dtype,model,m,n,k,time_us\nA100,vllm,bf16,opt,110,1,1,{time_us}\n")
+    note = rtsim.validate(gemm).files[0].note
+    assert (words in note) if words else note == ""
+    assert ("is the unit right?" in note) == bool(words)
+
+
 def test_repeated_rows_count_once(gemm: Path) -> None:
     gemm.write_text(GEMM + GEMM.splitlines()[1] + "\n")
     (file,) = rtsim.validate(gemm).files

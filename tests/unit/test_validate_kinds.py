@@ -22,7 +22,7 @@ from rtsim.device_facts import device_row, sustained_flops_per_s
 from rtsim.errors import NotSupported, SpecError, UnknownName
 from rtsim.fitting import kernel_rows, network_rows, resolve
 from rtsim.fitting import memory_bound as memory_bound_recipe
-from rtsim.machine import (
+from rtsim.kernel_records import (
     absorb_row,
     attention_row,
     collective_row,

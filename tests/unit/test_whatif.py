@@ -13,7 +13,8 @@ from rtsim import whatif
 from rtsim.catalog import load_gpu, load_model
 from rtsim.console import to_text
 from rtsim.errors import SpecError
-from rtsim.predict import predict, system
+from rtsim.named_system import system
+from rtsim.predict import predict
 from rtsim.prediction import OperatorTime, operator_changes
 from rtsim.profile_choice import choose_profile
 from rtsim.report import prediction_to_json, prediction_view

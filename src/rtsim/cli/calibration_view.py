@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rtsim import units
+from rtsim.cli.tables import listed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from rtsim.calibrate import Calibration, SectionReport
+    from rtsim.calibration import Calibration, SectionReport
+    from rtsim.fitting.sort_rows import FileReport
 
 _IMPOSSIBLE_SHOWN = 5
+_UNUSED_SHOWN = 6  # files without a used row; more of them are one line
+_SENTENCES = ("Meaning", "Unit", "")  # columns that wrap; names and figures do not
 
 
 def to_json(result: Calibration, output: str) -> dict[str, Any]:
@@ -45,7 +51,7 @@ def view(result: Calibration, output: str) -> RenderableType:
 
     parts: list[RenderableType] = [
         Text(f"{result.profile.stack} on {result.profile.gpu}: {output}", style="bold"), Text(""),
-        _files(result), Text(""),
+        *_files(result), Text(""),
     ]  # fmt: skip
     if result.impossible:
         parts.append(Text("Faster than the hardware allows, not fitted (is the unit right?):"))
@@ -63,14 +69,31 @@ def view(result: Calibration, output: str) -> RenderableType:
     return Group(*parts)
 
 
-def _files(result: Calibration) -> Table:
-    table = _table("File", "Kind", "Rows", "Used", "Left out")
+def _files(result: Calibration) -> list[RenderableType]:
+    """Rows used of each file, and why the others are not."""
+    table = _table("File", "Kind", "Rows", "Used")
+    unused = [file for file in result.files if not file.used]
+    joined = unused if len(unused) > _UNUSED_SHOWN else []
+    left = []
     for file in result.files:
-        reasons = "; ".join(f"{n} {reason}" for reason, n in sorted(file.skipped.items()))
-        table.add_row(
-            Path(file.file).name, file.kind, str(file.rows), str(file.used), _plain(reasons)
-        )
-    return table
+        if file in joined:
+            continue
+        name = Path(file.file).name
+        table.add_row(name, file.kind, str(file.rows), str(file.used))
+        if file.skipped:
+            left.append(f"{name}: {_reasons([file])}")
+    if joined:
+        name = f"{len(joined)} files more"
+        table.add_row(name, "", str(sum(file.rows for file in joined)), "0")
+        left.append(f"{name}: {_reasons(joined)}")
+    return [table, *listed("Left out", left, most=40)]
+
+
+def _reasons(files: Sequence[FileReport]) -> str:
+    left: Counter[str] = Counter()
+    for file in files:
+        left.update(file.skipped)
+    return "; ".join(f"{n} {reason}" for reason, n in sorted(left.items()))
 
 
 def _sections(result: Calibration) -> Table:
@@ -103,7 +126,10 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for name in columns:
         figures = name in ("Rows", "Used", "Fitted", "Error", "Median", "Value", "Prior")
-        table.add_column(name, justify="right" if figures else "left", overflow="fold")
+        table.add_column(
+            name, justify="right" if figures else "left", no_wrap=name not in _SENTENCES,
+            overflow="fold",
+        )  # fmt: skip
     return table
 
 

@@ -85,7 +85,7 @@ def command(
 
         plot_comparison(result, plot)
     if output is not None and output.endswith((".csv", ".parquet")):
-        from rtsim.measurements import write_table
+        from rtsim.table_text import write_table
 
         write_table(output, compare_view.to_columns(result))
         return

@@ -8,6 +8,8 @@ import click
 
 from rtsim.cli.parameters import count, deliver, json_option, output_option
 
+_LINES_SHOWN = 12
+
 
 @click.command("denoise")
 @click.argument("file", metavar="FILE", type=click.Path())
@@ -46,7 +48,7 @@ def command(
     from rtsim.denoise import denoise
     from rtsim.errors import SpecError
     from rtsim.latencies import read_latencies
-    from rtsim.measurements import read_cells
+    from rtsim.table_text import read_cells
 
     if not 20 <= bootstraps <= 10_000:
         raise SpecError("bootstraps", bootstraps, "must be in 20 to 10000")
@@ -86,14 +88,21 @@ def command(
         from rtsim.plots_paper import plot_denoised
 
         plot_denoised(fits, table, plot)
+    marked = () if table is None else table.marked
     if output is not None and output.endswith((".csv", ".parquet")):
         write_curves(output, curves, f"rtsim denoise {file}")
+        left = denoise_view.every_marked(fits, marked)
+        if left:
+            lines = ", ".join(str(row.line) for row in left[:_LINES_SHOWN])
+            more = f" and {len(left) - _LINES_SHOWN} more" if len(left) > _LINES_SHOWN else ""
+            click.echo(f"{denoise_view.LEFT_OUT}: lines {lines}{more}", err=True)
         return
-    result: dict[str, Any] = {"fits": fits, "curves": curves, "against": against, "rest": rest}
-    marked = () if table is None else table.marked
+    result: dict[str, Any] = {
+        "fits": fits, "curves": curves, "against": against, "rest": rest, "marked": marked,
+    }  # fmt: skip
     deliver(
         lambda: denoise_view.to_json(file, **result),
-        lambda: denoise_view.view(file, marked=marked, **result),
+        lambda: denoise_view.view(file, **result),
         as_json=as_json,
         output=output,
     )

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
     from rtsim.latencies import MarkedRow
 
 
+LEFT_OUT = "Rows left out, or taken otherwise"
+
+
 def to_json(
     file: str,
     fits: Sequence[Denoised],
     curves: Sequence[Curve],
     against: Sequence[Against] | None,
     rest: Sequence[NotCompared] | None,
+    marked: Sequence[MarkedRow],
 ) -> dict[str, Any]:
     """The fits as JSON; without latencies the curves alone."""
     body: dict[str, Any] = {"file": file}
@@ -31,12 +35,20 @@ def to_json(
             {**as_json(fit.curve), **{k: v for k, v in as_json(fit).items() if k != "curve"}}
             for fit in fits
         ]
+        body["left_out"] = as_json(every_marked(fits, marked))
     else:
         body["models"] = as_json(list(curves))
     if against is not None:
         body["against_idealized"] = as_json(list(against))
         body["not_compared"] = as_json(list(rest or ()))
     return body
+
+
+def every_marked(fits: Sequence[Denoised], marked: Sequence[MarkedRow]) -> list[MarkedRow]:
+    """Rows left out or taken otherwise, by line; those of models without a usable row too."""
+    every = {(row.line, row.reason): row for fit in fits for row in fit.marked}
+    every |= {(row.line, row.reason): row for row in marked}  # those models are in no fit
+    return sorted(every.values(), key=lambda row: row.line)
 
 
 def view(
@@ -72,11 +84,8 @@ def view(
         name = fit.curve.model
         parts += listed(f"{name}: cells too thin, {len(fit.thin)} of {fit.cells}", fit.thin, most=6)
         parts += listed(f"{name}: notes", fit.notes)
-    # Rows of models without a usable one are in no fit.
-    every = {(row.line, row.reason): row for fit in fits for row in fit.marked}
-    every |= {(row.line, row.reason): row for row in marked}
-    lines = [f"line {row.line}: {row.reason}" for row in sorted(every.values(), key=_line)]
-    parts += listed("Rows left out, or taken otherwise", lines)
+    lines = [f"line {row.line}: {row.reason}" for row in every_marked(fits, marked)]
+    parts += listed(LEFT_OUT, lines, most=40)
     if against is not None:
         parts += [plain(""), heading("Against idealized, per output token"), _against(against)]
         parts += listed("How to read it", (f"{one.model}: {one.reading}" for one in against), 40)
@@ -99,10 +108,6 @@ def _against(against: Sequence[Against]) -> RenderableType:
     )
     made.caption_justify = "left"
     return made
-
-
-def _line(row: MarkedRow) -> int:
-    return row.line
 
 
 def _prefill(curve: Curve) -> str:

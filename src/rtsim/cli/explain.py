@@ -49,7 +49,7 @@ def command(as_json: bool, output: str | None, plot: str | None, **request: Any)
         check_plot_file(plot)
     found = explain(**{name: value for name, value in request.items() if value is not None})
     if plot is not None:
-        from rtsim.plots_prediction import plot_tornado
+        from rtsim.plots_tornado import plot_tornado
 
         plot_tornado(found, plot)
     deliver(lambda: _to_json(found), lambda: _view(found), as_json=as_json, output=output)

@@ -153,6 +153,15 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def kind_of_plot(kind: str | None, plot: str | None, default: str) -> str:
+    """The kind to draw; SpecError where one is named and nothing is drawn."""
+    if kind is not None and plot is None:
+        from rtsim.errors import SpecError
+
+        raise SpecError("plot_kind", kind, "is of a figure: give --plot FILE too")
+    return kind or default
+
+
 set_option = click.option(
     "--set",
     "set",

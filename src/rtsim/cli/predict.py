@@ -11,6 +11,7 @@ from rtsim.cli.parameters import (
     deliver,
     flag,
     json_option,
+    kind_of_plot,
     output_option,
     request_options,
     serving_options,
@@ -24,13 +25,13 @@ from rtsim.errors import SpecError
 @set_option
 @click.option("--plot", type=click.Path(), metavar="FILE",
               help="Draw the prediction (.png, .svg, .pdf).")  # fmt: skip
-@click.option("--plot-kind", default="breakdown", show_default=True, metavar="KIND",
-              help="breakdown, roofline, or batch (times against batch).")  # fmt: skip
+@click.option("--plot-kind", metavar="KIND",
+              help="breakdown (default), roofline, or batch (times against batch).")  # fmt: skip
 @serving_options
 @json_option
 @output_option
 def command(
-    as_json: bool, output: str | None, plot: str | None, plot_kind: str, **request: Any
+    as_json: bool, output: str | None, plot: str | None, plot_kind: str | None, **request: Any
 ) -> None:
     """Predict time, memory, cost and energy of one generation, or of serving many.
 
@@ -48,15 +49,16 @@ def command(
         return
     if serving:
         raise SpecError.of_missing("concurrency", f"is needed with {flag(next(iter(serving)))}")
+    kind = kind_of_plot(plot_kind, plot, "breakdown")
     if plot is not None:
         from rtsim.plots import check_plot_file
         from rtsim.plots_prediction import check_kind, plot_prediction
 
-        check_kind(plot_kind)
+        check_kind(kind)
         check_plot_file(plot)
     prediction = predict(**given)
     if plot is not None:
-        plot_prediction(prediction, plot, plot_kind, request=given)
+        plot_prediction(prediction, plot, kind, request=given)
     deliver(
         lambda: report.prediction_to_json(prediction),
         lambda: report.prediction_view(prediction),

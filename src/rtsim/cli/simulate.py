@@ -12,6 +12,7 @@ from rtsim.cli.parameters import (
     deliver,
     flag,
     json_option,
+    kind_of_plot,
     output_option,
     set_option,
     system_options,
@@ -19,18 +20,22 @@ from rtsim.cli.parameters import (
 from rtsim.errors import SpecError
 
 
-def _quantity(name: str) -> Any:
+def _quantity(kind: str, example: str) -> Any:
     """Callback: text with a unit of `units` as a number in the base unit."""
 
     def read(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
         if text is None:
             return None
+        from dataclasses import replace
+
         from rtsim import units
 
+        quantity = replace(getattr(units, kind), example=example)
         try:
-            return units.parse(text, getattr(units, name))
+            return units.parse(text, quantity)
         except ValueError as error:
-            raise SpecError(parameter.name or "", text, str(error)) from None
+            name = parameter.opts[0].removeprefix("--").replace("-", "_")
+            raise SpecError(name, text, str(error)) from None
 
     return read
 
@@ -68,9 +73,9 @@ def _percentiles(
 @click.option("--level", metavar="NAME",
               help="Service level: interactive (450 ms, 40 ms), chat (2 s, 200 ms) or "
               "batch.")  # fmt: skip
-@click.option("--ttft", "ttft_s", metavar="TIME", callback=_quantity("SECONDS"),
+@click.option("--ttft", "ttft_s", metavar="TIME", callback=_quantity("SECONDS", "500ms"),
               help="In its place: longest time to first token, such as 500ms.")  # fmt: skip
-@click.option("--tpot", "tpot_s", metavar="TIME", callback=_quantity("SECONDS"),
+@click.option("--tpot", "tpot_s", metavar="TIME", callback=_quantity("SECONDS", "50ms"),
               help="And per output token, such as 50ms.")  # fmt: skip
 @click.option("--share", type=float, metavar="X", default=0.99, show_default=True,
               help="Share of the requests that have to meet it.")  # fmt: skip
@@ -102,22 +107,22 @@ def _percentiles(
               help="Tensor parallelism of the prefill workers; --tp.")  # fmt: skip
 @click.option("--prefill-gpu", metavar="NAME|FILE", help="GPU of the prefill workers; --gpu.")
 @click.option("--transfer-rate", "transfer_bytes_per_s", metavar="RATE",
-              callback=_quantity("BYTES_PER_SECOND"),
+              callback=_quantity("BYTES_PER_SECOND", "50GB/s"),
               help="At which a GPU sends a cache to a decode worker, such as 50GB/s; the "
               "network's.")  # fmt: skip
 @click.option("--records", type=click.Path(), metavar="FILE",
               help="Write a row per request (.csv, .parquet, .json).")  # fmt: skip
-@click.option("--chrome-trace", type=click.Path(), metavar="FILE.json",
+@click.option("--chrome-trace", type=click.Path(), metavar="FILE.json[.gz]",
               help="Write steps and requests for ui.perfetto.dev.")  # fmt: skip
 @click.option("--plot", type=click.Path(), metavar="FILE",
               help="Draw the simulation (.png, .svg, .pdf).")  # fmt: skip
-@click.option("--plot-kind", default="latency", show_default=True, metavar="KIND",
-              help="latency (distributions), timeline, or goodput (against the rate; with "
+@click.option("--plot-kind", metavar="KIND",
+              help="latency (distributions; default), timeline, or goodput (against the rate; with "
               "--capacity).")  # fmt: skip
 @json_option
 @output_option
 def command(
-    as_json: bool, output: str | None, plot: str | None, plot_kind: str, **request: Any
+    as_json: bool, output: str | None, plot: str | None, plot_kind: str | None, **request: Any
 ) -> None:
     """Simulate a serving system under requests that arrive, wait, run and end.
 
@@ -128,18 +133,19 @@ def command(
     from rtsim.simulation import simulate
 
     _check_apart(output=output, plot=plot, **{n: request[n] for n in ("records", "chrome_trace")})
+    kind = kind_of_plot(plot_kind, plot, "latency")
     if plot is not None:
         from rtsim.plots import check_plot_file
         from rtsim.plots_serving import check_kind, plot_simulation
 
-        check_kind(plot_kind, searched=request["find_capacity"])
+        check_kind(kind, searched=request["find_capacity"])
         check_plot_file(plot)
     given = {name: value for name, value in request.items() if value is not None}
     with simulate_view.progress(searching=request["find_capacity"]) as report:
-        curve = plot is not None and plot_kind == "goodput"
+        curve = plot is not None and kind == "goodput"
         found = simulate(**given, curve=curve, progress=report)
     if plot is not None:
-        plot_simulation(found, plot, plot_kind)
+        plot_simulation(found, plot, kind)
     deliver(
         lambda: simulate_view.to_json(found),
         lambda: simulate_view.view(found),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rtsim import units
 from rtsim.cli.tables import as_json, heading, percent, plain, table
 from rtsim.serving.capacity import Capacity, Tried
+from rtsim.serving.simulate import NO_LEVEL
 from rtsim.serving.simulated import Distribution, Simulated
 from rtsim.simulation import Simulation
 
@@ -59,7 +60,7 @@ def to_json(found: Simulation) -> dict[str, Any]:
         "routing": deployment.routing,
         "preemption": deployment.preemption,
         "traffic": {
-            "source": found.traffic.source,
+            "source": found.source,
             "rate_per_s": None if found.concurrency else found.traffic.rate_per_s,
             "concurrency": found.concurrency or None,
         },
@@ -77,6 +78,8 @@ def _figures(result: Simulated) -> dict[str, Any]:
     figures = {
         name: getattr(result, name) for name in result.__dataclass_fields__ if name not in left
     }
+    if result.level == NO_LEVEL:  # nothing was asked for: nothing met or missed
+        figures |= dict.fromkeys(("share", "met_frac", "goodput_per_s"))
     over_time = result.over_time
     return {
         **figures,
@@ -149,7 +152,7 @@ def _engine(found: Simulation) -> str:
     engine = found.deployment.engine
     s = engine.scheduler
     text = f"stack {engine.system.profile.stack}, {s.policy} steps of at most {s.token_budget:,} "
-    text += f"tokens, {units.counted(s.max_sequences, 'sequence')}"
+    text += f"tokens, {s.max_sequences:,} sequences"
     if sum(found.deployment.replicas) > 1:
         text += f", {found.deployment.routing} routing"
     return text
@@ -159,18 +162,20 @@ def _load(found: Simulation) -> str:
     result, traffic = found.result, found.traffic
     text = f"{units.counted(result.n_requests, 'request')}, "
     if found.concurrency:
-        return f"{text}{found.concurrency:,} kept in flight, {traffic.source}"
-    return f"{text}{traffic.rate_per_s:,.4g} a second, {traffic.source}"
+        return f"{text}{found.concurrency:,} kept in flight, {found.source}"
+    return f"{text}{traffic.rate_per_s:,.4g} a second, {found.source}"
 
 
 def _searched(found: Capacity) -> RenderableType:
-    made = table("Requests/s", "Within level", "Goodput/s", "TTFT p99", "TPOT p99", "")
+    last = max(found.tried[0].result.ttft.percentiles)
+    made = table("Requests/s", "Within level", "Goodput/s", f"TTFT p{last:g}", f"TPOT p{last:g}",
+                 "", text=("",))  # fmt: skip
     for one in found.tried:
         r = one.result
         made.add_row(
             f"{one.rate_per_s:,.4g}", _met(r), f"{r.goodput_per_s:,.4g}",
-            _seconds(max(r.ttft.percentiles.items())[1]),
-            _seconds(max(r.tpot.percentiles.items())[1]), _verdict(one, found),
+            _seconds(r.ttft.percentiles[last]), _seconds(r.tpot.percentiles[last]),
+            _verdict(one, found),
         )  # fmt: skip
     return made
 
@@ -189,7 +194,7 @@ def _verdict(one: Tried, found: Capacity) -> str:
         return "highest that meets it"
     if one.meets:
         return "meets"
-    return "misses" if not one.result.meets_level else "overloaded"  # requests pile up
+    return "misses: piles up" if one.result.meets_level else "misses"
 
 
 def _seconds(value: float) -> str:
@@ -215,7 +220,7 @@ def _rates(found: Simulation) -> RenderableType:
     made.add_column(no_wrap=True)
     made.add_column(justify="right", no_wrap=True)
     made.add_column()
-    made.add_row("Requests", f"{r.requests_per_s:,.4g}/s",
+    made.add_row("Requests", f"{r.requests_per_s:.4g}/s",
                  f"{r.n_finished:,} in {units.format_seconds(r.duration_s)}")  # fmt: skip
     made.add_row("Output tokens", f"{units.format_rate(r.output_tokens_per_s)}/s",
                  f"{units.format_rate(r.output_tokens_per_s / r.num_gpus)}/s per GPU")  # fmt: skip
@@ -224,7 +229,7 @@ def _rates(found: Simulation) -> RenderableType:
                   for name, limit in (("TTFT", r.level.ttft_s), ("TPOT", r.level.tpot_s))
                   if math.isfinite(limit)]  # fmt: skip
         verdict = "met" if r.meets_level else "missed"
-        made.add_row("Goodput", f"{r.goodput_per_s:,.4g}/s",
+        made.add_row("Goodput", f"{r.goodput_per_s:.4g}/s",
                      f"{_met(r)} within {', '.join(limits)}; {percent(r.share)} asked: "
                      f"{verdict}")  # fmt: skip
     made.add_row("Waiting", f"{r.mean_waiting:.3g}", f"on average, at most {r.most_waiting:,}")
@@ -232,9 +237,9 @@ def _rates(found: Simulation) -> RenderableType:
                  f"on average, at most {r.most_running:,} in a group")  # fmt: skip
     made.add_row("KV cache", percent(r.mean_cache_frac),
                  f"on average, at most {percent(r.most_cache_frac)}")  # fmt: skip
-    decoding = percent(r.n_decode_steps / max(1, r.n_steps))
     made.add_row("Busy", percent(r.busy_frac),
-                 f"{units.counted(r.n_steps, 'step')}, {decoding} of them only decode")  # fmt: skip
+                 f"{r.n_steps:,} steps, {percent(r.n_decode_steps / max(1, r.n_steps))} of them "
+                 "only decode")  # fmt: skip
     if r.moved_bytes:
         made.add_row("Caches sent", units.format_bytes(r.moved_bytes), "of each GPU's part")
     if r.usd_per_million_output_tokens is not None:

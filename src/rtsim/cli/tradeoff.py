@@ -91,7 +91,7 @@ def command(
         if plot_scenarios is not None:
             plot_tradeoff(result, plot_scenarios, scenarios=True)
     if output is not None and output.endswith((".csv", ".parquet")):
-        from rtsim.measurements import write_table
+        from rtsim.table_text import write_table
 
         write_table(output, _columns(result))
         return

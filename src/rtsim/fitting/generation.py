@@ -20,12 +20,12 @@ from rtsim.catalog import load_gpu
 from rtsim.fit import Fit, fit_coefficients
 from rtsim.fitting.generation_rows import grouped, model_of, parallelism_of
 from rtsim.measurements import Columns
-from rtsim.predict import System
 from rtsim.profile import DECLARED, GROUPS, Profile, for_all_groups, interval_half_width
 from rtsim.profile_choice import choose_profile
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
 from rtsim.specs.parallelism import ParallelismSpec
+from rtsim.system import System
 
 Array = NDArray[np.float64]
 Coefficients = Mapping[str, Mapping[str, float]]

@@ -21,9 +21,9 @@ from rtsim.operators import TRAIT_VALUES, StackTraits
 from rtsim.row_times import RowTimes
 
 if TYPE_CHECKING:
-    from rtsim.predict import System
     from rtsim.profile import Profile
     from rtsim.specs import ModelSpec, ParallelismSpec
+    from rtsim.system import System
 
 # What makes a configuration: everything but the sizes of the workload. The label is among them
 # for messages only.
@@ -83,8 +83,8 @@ def grouped(columns: Columns) -> list[tuple[dict[str, Any], NDArray[np.intp]]]:
 
 def _system(row: dict[str, Any], profile: Profile | None) -> System:
     from rtsim.catalog import load_gpu
-    from rtsim.predict import System
     from rtsim.profile_choice import choose_profile
+    from rtsim.system import System
 
     gpu = load_gpu(row["gpu"])
     if row.get("traits"):

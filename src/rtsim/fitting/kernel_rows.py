@@ -27,7 +27,7 @@ from rtsim.device_facts import device_row
 from rtsim.errors import NotSupported, RtsimError
 from rtsim.fitting import attention, collective, gemm, memory_bound, mla, mla_module, moe, resolve
 from rtsim.fitting.method import issued_ahead, stated
-from rtsim.machine import absorb_row, gemm_row
+from rtsim.kernel_records import absorb_row, gemm_row
 from rtsim.measurements import Columns
 from rtsim.profile import Profile, interval_half_width, load_profile
 from rtsim.profile_choice import choose_profile

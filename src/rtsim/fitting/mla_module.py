@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from rtsim.device_facts import device_row
 from rtsim.fitting import mla
-from rtsim.machine import absorb_row, gemm_row
+from rtsim.kernel_records import absorb_row, gemm_row
 from rtsim.profile import Profile
 from rtsim.specs.gpu import GpuSpec
 

@@ -29,7 +29,8 @@ from rtsim_kernels import gemm, memory_bound
 
 from rtsim.catalog import load_gpu
 from rtsim.errors import NotSupported, RtsimError
-from rtsim.machine import Formats, MachineRows, machine_rows
+from rtsim.formats import Formats
+from rtsim.machine import MachineRows, machine_rows
 from rtsim.measurements import Columns
 from rtsim.operators import OperatorTable, PlainForward, StackTraits, lower
 from rtsim.profile import GROUPS, Profile, interval_half_width, load_profile

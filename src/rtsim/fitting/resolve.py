@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from rtsim.device_facts import device_row, link_facts_of, threads_per_sm
 from rtsim.fitting import collective, memory_bound, mla
 from rtsim.fitting.moe import backend_of
-from rtsim.machine import (
+from rtsim.kernel_records import (
     absorb_variants,
     attention_variants,
     collective_row,

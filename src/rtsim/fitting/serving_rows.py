@@ -23,13 +23,13 @@ from typing import Any
 
 from rtsim.catalog import load_gpu, load_model
 from rtsim.errors import RtsimError, SpecError, UnknownName
-from rtsim.predict import System
 from rtsim.profile import Profile
 from rtsim.profile_choice import choose_profile, stack_name
 from rtsim.serving.engine import Engine
 from rtsim.specs.gpu import GpuSpec
 from rtsim.specs.model import ModelSpec
 from rtsim.specs.parallelism import ParallelismSpec
+from rtsim.system import System
 
 # Published twins of a model that differ only in the format of their weights.
 _FORMAT_SUFFIXES = ("-NVFP4", "-FP4", "-FP8")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rtsim import units
 from rtsim.catalog import load_gpu
-from rtsim.errors import DataError, UnknownName
+from rtsim.errors import DataError, UnknownName, nearest_names
 from rtsim.fit import Fit
 from rtsim.fitting import generation
 from rtsim.fitting.kinds import (
@@ -33,7 +33,7 @@ from rtsim.fitting.method import VALIDATION, stated
 from rtsim.measurement_schema import KINDS
 from rtsim.measurements import Columns, Table
 from rtsim.profile import DECLARED
-from rtsim.profile_choice import STACK_ALIASES
+from rtsim.profile_choice import STACK_ALIASES, stack_names
 from rtsim.specs.gpu import GpuSpec
 
 # Rows of the communication library serve every stack that calls it.
@@ -43,6 +43,8 @@ KERNELS_OF = {"pytorch-compiled": "pytorch", "pytorch-graphs": "pytorch"}
 TABLE_SUFFIXES = (".csv", ".csv.gz", ".parquet")
 
 _KEPT_OUT = {"validation": "kept for validation", "variant": "not the usual kernel"}
+
+_NAMES_SHOWN = 6
 
 # A table whose times are this far from any plausible ones is in another unit.
 _OTHER_UNIT = 100.0
@@ -247,7 +249,11 @@ def _priors_as_fit(block: Block) -> Fit:
     return Fit(names, priors, nothing, nothing.astype(bool), nothing, priors)
 
 
-def why_nothing(reports: Sequence[FileReport], beaten: Sequence[ImpossibleRow]) -> str:
+def why_nothing(
+    tables: Sequence[Table], reports: Sequence[FileReport], beaten: Sequence[ImpossibleRow],
+    stack: str,
+) -> str:  # fmt: skip
+    """Why no row of the tables can be fitted, with the GPUs and stacks that they are of."""
     reasons: Counter[str] = Counter()
     for report in reports:
         reasons.update(report.skipped)
@@ -255,4 +261,21 @@ def why_nothing(reports: Sequence[FileReport], beaten: Sequence[ImpossibleRow]) 
     if beaten:
         first = beaten[0]
         parts.append(f"such as line {first.line} of {Path(first.file).name}")
+    if any(reason.startswith("another") for reason in reasons):
+        held = filter(None, (_named(tables, "gpu", "GPU"), _named(tables, "stack", "stack")))
+        parts.append(f"they are of {' and '.join(held)}")
+    near = nearest_names(stack, [*_cells(tables, "stack"), *stack_names()])
+    if near and stack not in near:
+        parts.append(f"nearest stack: {', '.join(near)}")
     return "; ".join(parts) or "the tables are empty"
+
+
+def _cells(tables: Sequence[Table], column: str) -> list[str]:
+    every = [table.columns[column].tolist() for table in tables if column in table.columns]
+    return sorted({cell for cells in every for cell in cells if cell})
+
+
+def _named(tables: Sequence[Table], column: str, title: str) -> str:
+    names = _cells(tables, column)
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"{title} {', '.join(names[:_NAMES_SHOWN])}{more}" if names else ""

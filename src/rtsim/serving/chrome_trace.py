@@ -7,18 +7,42 @@ Times are microseconds from the start. Format: Trace Event Format (Google, 2016)
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from rtsim_kernels import serving_state as st
 
+from rtsim.errors import SpecError
+from rtsim.output import replacing
 from rtsim.serving.deployment import Deployment
 from rtsim.serving.simulate import Recorded
 
 _US = 1e6
+_ENDINGS = (".json", ".json.gz")
 _ROLES = {st.ALL: "replica", st.PREFILL: "prefill replica", st.DECODE: "decode replica"}
+
+
+def check_trace_file(path: str | Path) -> None:
+    """SpecError for a file that the viewers would not open."""
+    if not str(path).endswith(_ENDINGS):
+        raise SpecError("chrome_trace", str(path), f"must end in {' or '.join(_ENDINGS)}")
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A file for a trace, gzipped where its name says so, put in place at the end."""
+    with replacing(path) as file:
+        if not str(path).endswith(".gz"):
+            yield file
+            return
+        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=6, mtime=0) as packed:
+            yield cast("BinaryIO", packed)
 
 
 class ChromeTrace:

@@ -18,8 +18,8 @@ from rtsim_kernels import mixed, steady, tables
 from rtsim.device_facts import record
 from rtsim.errors import SpecError
 from rtsim.memory import Placement
-from rtsim.predict import System
 from rtsim.serving.scheduler import Scheduler, scheduler_of
+from rtsim.system import System
 
 # Policies that have a steady state, as `steady` codes them.
 POLICY_CODES = {"mixed": steady.MIXED, "prefill-first": steady.PREFILL_FIRST}

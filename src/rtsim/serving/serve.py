@@ -19,7 +19,7 @@ from rtsim_kernels import mixed
 from rtsim.answer import sources_of
 from rtsim.errors import SpecError
 from rtsim.memory import Placement
-from rtsim.predict import system
+from rtsim.named_system import system
 from rtsim.prediction import Cost, GpuSummary, ModelSummary, ParallelismSummary
 from rtsim.profile_choice import SERVING_STACKS
 from rtsim.serving.engine import Engine

@@ -43,6 +43,11 @@ class Distribution:
     percentiles: dict[float, float]
 
 
+def refused(ended: Array) -> dict[str, int]:
+    """Requests that were refused, by the reason in words."""
+    return {REFUSALS[status]: int(ended[status]) for status in REFUSALS if ended[status]}
+
+
 @dataclass(frozen=True, eq=False)
 class OverTime:
     """Figures of equal stretches of time, arrays (buckets,): means, and rates per second."""
@@ -61,7 +66,8 @@ class Simulated:
     """What a deployment did under traffic; times in seconds.
 
     ttft, e2e hold the engine's time outside its steps (`request_s`), waited does not; gap: between
-    the tokens of a request; waited: for a first place and after preemptions. goodput_per_s:
+    the tokens of a request; waited: in queues, for a first place and again after each preemption,
+    so that it can be longer than ttft. goodput_per_s:
     requests within the service level. cdf: of each time, (seconds, share of the observations up to
     it) at most 1,000 of each. backlog: requests that waited when the last one arrived;
     overloaded: they were piling up. carried_per_s: ends per second over the second half of the
@@ -175,7 +181,7 @@ def simulated(run: Run) -> Simulated:
     return Simulated(
         n_requests=n,
         n_finished=finished,
-        refused={REFUSALS[s]: int(state.ended[s]) for s in REFUSALS if state.ended[s]},
+        refused=refused(state.ended),
         duration_s=duration_s,
         arrival_rate_per_s=(n - 1) / last_s if n > 1 and last_s > 0.0 else math.nan,
         requests_per_s=finished * per_s,

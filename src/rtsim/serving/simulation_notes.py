@@ -20,19 +20,12 @@ def notes_on(
     """Refusals, overload, what a search found, preemptions, and the notes of the systems."""
     notes = []
     for reason, n in result.refused.items():
-        limit = {
-            REFUSALS[st.BEYOND_CONTEXT]: f" of {deployment.longest_request:,} tokens",
-            REFUSALS[st.BEYOND_CACHE]: " of a group of GPUs",
-        }.get(reason, "")
+        text = why_refused(reason, deployment)
         notes.append(
-            f"{n:,} of {units.counted(result.n_requests, 'request')} were rejected: {reason}{limit}"
+            f"{n:,} of {units.counted(result.n_requests, 'request')} were rejected: {text}"
         )
     if result.overloaded and carried is not None:
-        notes.append(
-            f"{result.arrival_rate_per_s:.3g} requests/s arrive and about {carried:.3g} are "
-            f"carried: {result.backlog:,} were waiting at the last arrival, and times grow with "
-            "the length of the run"
-        )
+        notes.append(_overload_note(result, carried))
     if found is not None:
         notes.append(_capacity_note(found, result))
     if isinstance(traffic, Played) and traffic.n_requests > traffic.n_recorded:
@@ -43,9 +36,10 @@ def notes_on(
         )
     if result.preemptions:
         notes.append(
-            f"{units.counted(result.preemptions, 'preemption')}: the cache was full"
+            f"{result.preemptions:,} preemptions: the cache was full"
             + (f", {result.recomputed_tokens:,} tokens were computed again"
                if result.recomputed_tokens else "")
+            + "; waiting holds what the preempted waited again"
         )  # fmt: skip
     for engine in deployment.engines:
         if engine.system.parallelism.pp > 1:
@@ -55,6 +49,29 @@ def notes_on(
             )
         notes += engine.system.notes
     return tuple(dict.fromkeys(notes))
+
+
+def why_refused(reason: str, deployment: Deployment) -> str:
+    """A reason of `simulated.REFUSALS` with the limit that was passed."""
+    limit = {
+        REFUSALS[st.BEYOND_CONTEXT]: f" of {deployment.longest_request:,} tokens",
+        REFUSALS[st.BEYOND_CACHE]: " of a group of GPUs",
+    }.get(reason, "")
+    return reason + limit
+
+
+def _overload_note(result: Simulated, carried: float) -> str:
+    waiting = f"{result.backlog:,} were waiting at the last arrival"
+    arrive = f"{result.arrival_rate_per_s:.3g} requests/s arrive"
+    if carried <= result.arrival_rate_per_s:
+        return (
+            f"{arrive} and about {carried:.3g} are carried: {waiting}, and times grow with the "
+            "length of the run"
+        )
+    return (
+        f"{arrive} on average, fewer than the {carried:.3g} that are carried when requests always "
+        f"wait, but more than ended over the second half of the arrivals: {waiting}"
+    )
 
 
 def _capacity_note(found: Capacity, result: Simulated) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rtsim.errors import SpecError
-from rtsim.predict import System
 from rtsim.profile import DEVIATIONS_90, Profile
 from rtsim.serving.engine import Engine
+from rtsim.system import System
 
 Array = NDArray[np.float64]
 

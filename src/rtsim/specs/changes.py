@@ -53,7 +53,7 @@ def set_at(
     if step not in fields:
         near = nearest_names(step, fields)
         listed = not near and len(fields) <= _FIELDS_LISTED
-        allowed = f"{model.__name__} has no such field"
+        allowed = "no such field"
         allowed += f"; there are {', '.join(fields)}" if listed else ""
         raise SpecError(path, value, allowed, nearest=near, where=where)
     current = getattr(spec, step, None)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from rtsim import units
+from rtsim.errors import SpecError
 from rtsim.specs.base import (
     FILLED_IN,
     WHOLE,
@@ -53,6 +54,7 @@ _PCIE_BYTES_PER_S_UNKNOWN = 32e9  # Gen4 x16
 _MATRIX_TO_VECTOR = 16.0
 # fp16 and bf16 run at one rate on these; on older ones and on AMD's first they do not.
 _EQUAL_16_BIT = ("ampere", "ada", "hopper", "blackwell", "cdna2", "cdna3", "cdna4")
+_SPARSE_RATIO = (1.8, 2.1)  # of a rate with 2:4 sparsity over the dense one, by the same clocks
 _SPARSE_TOLERANCE = 0.05  # Hopper states tensor rates at 0.92 of the boost clock, never over it
 
 Family = Literal[
@@ -285,18 +287,14 @@ class GpuSpec(Spec):
             return ()  # a figure that no part has is meant
         found: list[str] = []
         peak = self.peak_16_bit_flops_per_s
-        per_clock = _FULL_RATE_BY_COMPUTE_CAPABILITY.get(
-            self.compute_capability, _FULL_RATE_FLOPS_PER_CLOCK_PER_SM.get(self.architecture)
-        )
-        if peak is not None and per_clock is not None:
-            most = per_clock * self.sm_count * max(self.clock_hz, self.tensor_clock_hz)
-            if peak > most * (1.0 + _SPARSE_TOLERANCE):
-                sparse = " (a sparse figure? dense is half)" if peak <= 2.1 * most else ""
-                found.append(
-                    f"{self.name}: 16-bit peak {units.format_flops_per_s(peak, 4)} is more than "
-                    f"{self.sm_count} SMs give at {units.format_hertz(self.clock_hz, 4)}, "
-                    f"{units.format_flops_per_s(most, 4)}{sparse}"
-                )
+        most = self._most_16_bit_flops_per_s
+        if peak is not None and most is not None and peak > most * (1.0 + _SPARSE_TOLERANCE):
+            sparse = " (a sparse figure? dense is half)" if peak <= 2.1 * most else ""
+            found.append(
+                f"{self.name}: 16-bit peak {units.format_flops_per_s(peak, 4)} is more than "
+                f"{self.sm_count} SMs give at {units.format_hertz(self.clock_hz, 4)}, "
+                f"{units.format_flops_per_s(most, 4)}{sparse}"
+            )
         if peak is not None and self.peak_fp8_flops_per_s is not None:
             ratio = self.peak_fp8_flops_per_s / peak
             if ratio > 2.0 * (1.0 + _SPARSE_TOLERANCE):
@@ -305,3 +303,32 @@ class GpuSpec(Spec):
                     "(a sparse figure? dense is half)"
                 )
         return tuple(found)
+
+    @property
+    def _most_16_bit_flops_per_s(self) -> float | None:
+        """What SMs and clock give in 16 bits at the full rate of their family, if that is known."""
+        per_clock = _FULL_RATE_BY_COMPUTE_CAPABILITY.get(
+            self.compute_capability, _FULL_RATE_FLOPS_PER_CLOCK_PER_SM.get(self.architecture)
+        )
+        if per_clock is None:
+            return None
+        return float(per_clock * self.sm_count * max(self.clock_hz, self.tensor_clock_hz))
+
+    def refuse_sparse(self) -> None:
+        """Raise SpecError for a 16-bit tensor rate that can only be the one with 2:4 sparsity.
+
+        That is about twice what SMs and clock give, in a family whose rate per SM is known.
+        """
+        most = self._most_16_bit_flops_per_s
+        for field in ("peak_bf16_flops_per_s", "peak_fp16_flops_per_s"):
+            rate = getattr(self, field)
+            if rate is None or most is None:
+                continue
+            low, high = _SPARSE_RATIO
+            if low <= rate / most <= high:
+                raise SpecError(
+                    field, units.format_flops_per_s(rate, 4),
+                    f"is {rate / most:.2g} times the {units.format_flops_per_s(most, 4)} that SMs "
+                    f"and clock give on {self.architecture}: the rate with 2:4 sparsity? State the "
+                    "dense one, half of it, or another architecture",
+                )  # fmt: skip

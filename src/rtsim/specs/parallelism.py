@@ -118,10 +118,6 @@ class ParallelismSpec(Spec):
         """Notes on how the split suits the model; SpecError where it is impossible."""
         notes: list[str] = []
         check_experts(self.ep, model)
-        if self.ep > model.n_experts > 0:
-            raise SpecError(
-                "ep", self.ep, f"must be at most the {model.n_experts} experts of {model.name}"
-            )
         if self.attention_dp > 1 and model.n_experts == 0:
             raise SpecError(
                 "attention_dp", self.attention_dp,
@@ -230,6 +226,8 @@ def check_experts(ep: int, model: ModelSpec) -> None:
     """Raise SpecError where experts are to be split over GPUs that a model does not have."""
     if ep > 1 and model.n_experts == 0:
         raise SpecError("ep", ep, f"must be 1, {model.name} has no experts")
+    if ep > model.n_experts > 0:
+        raise SpecError("ep", ep, f"must be at most the {model.n_experts} experts of {model.name}")
 
 
 def _divisors(number: int) -> str:
