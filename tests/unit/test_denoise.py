@@ -67,7 +67,7 @@ def test_truncated_outputs_are_marked_and_left_out() -> None:
     fit = denoise_model("m", rows)
     assert [row.line for row in fit.marked] == [77, 78]
     assert fit.marked[0].reason == (
-        "prompt 512, output 32 in 342 ms, 64 % below the floor of the table: output cut short?"
+        "prompt 512, output 32 in 342 ms, 64% below the floor of the table: output cut short?"
     )
     assert fit.curve.per_output_token_s == pytest.approx(0.02, rel=0.01)
 
