@@ -223,7 +223,8 @@ def predict_rows(
                         )  # fmt: skip
                 start_s = host.slowness * host.prompt_token_s * together * new_tokens
                 prefill = fill * joined_s(system, joined.segments, host, start_s, sums, step)
-                clear(groups[PROMPT : PROMPT + 1])
+                for group in range(N_GROUPS):
+                    groups[PROMPT, group] = 0.0
                 rest = prefill
                 for kind in range(N_KINDS):
                     groups[PROMPT, kind] = step[kind] * fill
@@ -235,7 +236,8 @@ def predict_rows(
             flops = prompt_flops
             moved = prompt_bytes
             if output_len > 1.0:
-                clear(groups[DECODED : DECODED + 1])
+                for group in range(N_GROUPS):
+                    groups[DECODED, group] = 0.0
                 last_context = input_len + output_len - 1.0
                 low = grid_below(input_len + 1.0)
                 at_low = grid_index(low)
