@@ -104,14 +104,15 @@ def predict_rows(
     decode_sums = np.zeros((most_segments, N_SUMS))
     head_sums = np.zeros((most_segments, N_SUMS))
     sums = np.zeros((most_segments, N_SUMS))
-    works = np.zeros((3, 2))
-    decode_base_work = works[0]
-    head_work = works[1]
-    work = works[2]
-    no_work = works[2, :0]
+    base_works = np.zeros((2, 2))
+    decode_base_work = base_works[0]
+    head_work = base_works[1]
+    work = np.zeros((1, 2))[0]
+    no_work = work[:0]
     grid = np.zeros((GRID_POINTS + 1, N_STEP))
     step = grid[GRID_POINTS]
-    known = np.zeros((1, GRID_POINTS))
+    all_known = np.zeros((1, GRID_POINTS))
+    known = all_known[0]
     groups = np.zeros((3, N_GROUPS))
     passes = np.zeros((table_size(len(batch_sizes)), 2))
     for at in range(len(systems)):
@@ -161,7 +162,7 @@ def predict_rows(
             if n_sequences != group_sequences:
                 group_sequences = n_sequences
                 prompt_len = -1.0
-                clear(known)
+                clear(all_known)
                 together = n_sequences
                 fill = 1.0
                 turns = 1.0
@@ -172,7 +173,7 @@ def predict_rows(
                     turns = max(1.0, rounds / plan.stages)
                 set_variance(system, n_sequences, groups)
                 clear(decode_sums)
-                clear(works[:1])
+                clear(base_works[:1])
                 head_phase = 0.0
                 for wanted in (ON_TOKENS, ON_SEQUENCES, ON_BOTH):
                     add_operators(
@@ -191,7 +192,7 @@ def predict_rows(
                 if head_phase != phase:
                     head_phase = phase
                     clear(head_sums)
-                    clear(works[1:2])
+                    clear(base_works[1:])
                     add_operators(
                         ON_SEQUENCES, system, joined, together, new_tokens, new_tokens, machine,
                         seconds, head_sums, head_work,
@@ -253,8 +254,8 @@ def predict_rows(
                         point = at_low + end
                         if weight <= 0.0 and end == 1:
                             continue
-                        if known[0, point] == 0.0:
-                            known[0, point] = 1.0
+                        if known[point] == 0.0:
+                            known[point] = 1.0
                             copy_sums(decode_sums, sums)
                             context = max(1.0, (low if end == 0 else high) / ranks)
                             add_operators(
