@@ -131,6 +131,7 @@ def marginal() -> dict[str, float]:
     return {
         "output length of a known prompt": steps,
         "prompt length of a known batch": one,
+        **sharing(),
         "batch of a known system": grid_row_s(
             **{**some, "batch_size": list(range(3, 500, 7))}, input_len=[1024], output_len=[256]
         ),
@@ -149,6 +150,40 @@ def marginal() -> dict[str, float]:
         "`rtsim.predict`, all of it read": cpu_s(
             lambda: [dataclasses.replace(by_names()) for _ in range(20)]
         ) / 20,
+    }  # fmt: skip
+
+
+def sharing() -> dict[str, float]:
+    """CPU seconds of a prompt length of a further system, with and without products in common.
+
+    Pipelines of 1 to 8 stages with one batch, which share them, or with a batch of their own each,
+    which look for them in vain; and systems of other bandwidths, which do not look.
+    """
+    lengths = np.arange(1009, 3009)
+
+    def systems_s(batches: list[int], **axes: Any) -> float:
+        n_systems = len(batches)
+        n = n_systems * len(lengths)
+        table = {
+            **{name: np.repeat(values, len(lengths)) for name, values in axes.items()},
+            "batch_size": np.repeat(batches, len(lengths)),
+            "input_len": np.tile(lengths, n_systems), "output_len": 1,
+        }  # fmt: skip
+        return row_s({**table, "tp": 4}, n) * n_systems
+
+    others = [7 + 2 * i for i in range(8)]
+    alone = systems_s([7], pp=[1])
+    stages = list(range(1, 9))
+    return {
+        "the same of a further system that shares its products": (
+            systems_s([7] * 8, pp=stages, micro_batches=[1] * 8) - alone
+        ) / 7,
+        "the same of one that looks for them in vain": (
+            systems_s(others, pp=stages, micro_batches=[1] * 8) - alone
+        ) / 7,
+        "the same of one that can have none in common": (
+            systems_s([7] * 8, **{"gpu.hbm_bytes_per_s": [1e12 + 1e9 * i for i in stages]}) - alone
+        ) / 7,
     }  # fmt: skip
 
 
@@ -392,7 +427,10 @@ def page(most_rows: int) -> str:
         "",
         "A new prompt length times the products and kernels of its number of tokens; a new output",
         "length only weighs steps that are known. Bandwidths are written into the rows of a system",
-        "that is there already; other figures make a system anew.",
+        "that is there already; other figures make a system anew. Systems that differ in pipeline,",
+        "replicas, links, memory size, price or number of layers have products, attention and",
+        "experts in common, which are timed once: all threads keep times in one table of 1 MB.",
+        "Where no such axis has several values, nothing is looked up.",
         "",
         "## Serving",
         "",

@@ -52,6 +52,7 @@ def compiled() -> ModuleType:
                 "pools",
                 "moe",
                 "mla",
+                "bulk_memo",
                 "bulk_rows",
                 "bulk",
                 "bulk_encoders",

@@ -22,7 +22,17 @@ from typing import Any, TypeVar
 COMPILED_PACKAGE = "rtsim_kernels_compiled"
 COMPILED = __name__.partition(".")[0] == COMPILED_PACKAGE
 
-COMPILE_S = 10  # CPU seconds of all kernels of a sweep on an ordinary core
+# What the kernels of a module are for, and CPU seconds to compile all that they need on an ordinary
+# core; less where others are in the cache already.
+COMPILED_FOR = {
+    "bulk": ("sweeps", 9),
+    "bulk_encoders": ("sweeps of models with an encoder", 9),
+    "steady": ("serving", 8),
+    "events": ("simulations", 10),
+    "mixed": ("serving", 6),
+    "generation": ("predictions", 8),
+}
+SILENT_S = 1.0  # of compiling: what takes no longer is not worth a line
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -51,53 +61,84 @@ def _sources_key() -> str:
 
 if COMPILED:
     import logging
-    from functools import partial
+    import time
+    from functools import cache, partial
 
     import numba
     from numba.core import config, event
+    from numba.core.registry import CPUDispatcher
 
     _CACHE_FOLDER = cache_folder()
 
-    class _FirstCompile(event.Listener):  # type: ignore[misc]
-        """Logs one line when a kernel of this package is first compiled, not loaded."""
+    class _LongCompile(event.Listener):  # type: ignore[misc]
+        """Logs one line when kernels of this package take long to compile, and what they are for.
 
-        said = False
+        A function is compiled within its caller, so that the first of some is what is asked for.
+        """
+
+        def __init__(self) -> None:
+            self.depth = 0
+            self.since = 0.0
+            self.module = ""
+            self.said: set[str] = set()
 
         def on_start(self, started: Any) -> None:
-            module = started.data["dispatcher"].py_func.__module__
-            if not self.said and module.partition(".")[0] == COMPILED_PACKAGE:
-                self.said = True
+            self.depth += 1
+            if self.depth == 1:
+                self.since = time.perf_counter()
+                self.module = started.data["dispatcher"].py_func.__module__
+            elif time.perf_counter() - self.since > SILENT_S:
+                self.say()
+
+        def say(self) -> None:
+            package, _, module = self.module.partition(".")
+            if package == COMPILED_PACKAGE and module not in self.said:
+                self.said.add(module)
+                purpose, seconds = COMPILED_FOR.get(module, ("fits", 5))
                 logging.getLogger("rtsim_kernels").info(
-                    "compiling kernels for this machine, once: about %d s", COMPILE_S
-                )
+                    "compiling the kernels of %s for this machine, once: about %d s",
+                    purpose, seconds,
+                )  # fmt: skip
 
         def on_end(self, ended: Any) -> None:
-            pass
+            self.depth -= 1
 
-    event.register("numba:compile", _FirstCompile())
+    event.register("numba:compile", _LongCompile())
+
+    class _Inner(CPUDispatcher):  # type: ignore[misc]
+        """A compiled function without a wrapper for Python, which gets one when Python calls it."""
+
+        def __call__(self, *arguments: Any) -> Any:
+            return _entry(self)(*arguments)
+
+    @cache
+    def _entry(function: Any) -> Any:
+        return numba.njit(lambda *arguments: function(*arguments))  # noqa: PLW0108 (a wrapper)
 
     def jit(function: Function) -> Function:
         """Compile `function` in nopython mode, without the GIL, cached in `cache_folder()`."""
         return _compiled(function, {})
 
     def inner(function: Function) -> Function:
-        """`jit` for a function that only compiled ones call: no wrapper for Python is compiled.
+        """`jit` for a function that other compiled ones call: no wrapper for Python is compiled.
 
-        Worth it where arguments are many arrays and rows: unpacking them from Python objects
-        takes longer to compile than the function.
+        Unpacking many arrays and rows from Python objects takes longer to compile than most
+        functions. A call from Python, as tests do, compiles a small function that calls it.
         """
-        return _compiled(function, {"no_cpython_wrapper": True})
+        compiled = _compiled(function, {"no_cpython_wrapper": True})
+        compiled.__class__ = _Inner
+        return compiled
 
-    def _compiled(function: Function, options: dict[str, bool]) -> Function:
+    def _compiled(function: Function, options: dict[str, bool]) -> Any:
         # Numba picks the cache folder when the function is decorated: set it for that moment
         # only, so that other users of Numba in this process keep theirs.
         kept = config.CACHE_DIR
         config.CACHE_DIR = str(_CACHE_FOLDER)
         compiler = partial(numba.njit, nogil=True, error_model="numpy", no_cfunc_wrapper=True)
         try:
-            return compiler(cache=True, **options)(function)  # type: ignore[no-any-return]
+            return compiler(cache=True, **options)(function)
         except RuntimeError:  # no writable cache folder: compile for this process only
-            return compiler(**options)(function)  # type: ignore[no-any-return]
+            return compiler(**options)(function)
         finally:
             config.CACHE_DIR = kept
 

@@ -76,7 +76,7 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import jit
+from ._jit import inner, jit
 from .tables import BOUND_COMPUTE, BOUND_LATENCY, BOUND_MEMORY, Coefficient, coefficient_dtype
 
 # Constants that differ little between GPUs and stacks: means over fits to the tables named above.
@@ -188,7 +188,7 @@ ATTENTION_PREFILL = _row_dtype(ATTENTION_PREFILL_COEFFICIENTS)
 ATTENTION_DECODE = _row_dtype(ATTENTION_DECODE_COEFFICIENTS)
 
 
-@jit
+@inner
 def _blend(a: float, b: float, exponent: float) -> float:
     """p-norm of two overlapping times: at least the longer one."""
     high = max(a, b)
@@ -198,14 +198,14 @@ def _blend(a: float, b: float, exponent: float) -> float:
     return float(high * (1.0 + low**exponent) ** (1.0 / exponent))
 
 
-@jit
+@inner
 def _cold_frac(n_bytes: float, warm_frac: float, l2_bytes: float) -> float:
     """Part of `n_bytes` that comes from HBM although `warm_frac` of it was touched before."""
     spilled = (n_bytes / l2_bytes - L2_FULL) / (L2_SPILLED - L2_FULL)
     return 1.0 - warm_frac * (1.0 - min(1.0, max(0.0, spilled)))
 
 
-@jit
+@inner
 def visible_pairs(new_tokens: float, context: float, window: float, causal: float) -> float:
     """Query-key pairs of one sequence and head that the mask lets through.
 
@@ -226,7 +226,7 @@ def visible_pairs(new_tokens: float, context: float, window: float, causal: floa
     return rising * (first + window - 1.0) / 2.0 + (new_tokens - rising) * window
 
 
-@jit
+@inner
 def attention_prefill_work(
     n_sequences: float,
     new_tokens: float,
@@ -256,7 +256,7 @@ def attention_prefill_work(
     return flops, moved
 
 
-@jit
+@inner
 def attention_prefill_s(
     n_sequences: float,
     new_tokens: float,
@@ -395,7 +395,7 @@ def attention_prefill_many(
     return seconds
 
 
-@jit
+@inner
 def decode_keys(context: float, window: float) -> float:
     """Keys that the one new token of a sequence sees, itself counted."""
     if window > 0.0:
@@ -403,7 +403,7 @@ def decode_keys(context: float, window: float) -> float:
     return context
 
 
-@jit
+@inner
 def attention_decode_work(
     n_sequences: float,
     context: float,
@@ -428,7 +428,7 @@ def attention_decode_work(
     return flops, moved
 
 
-@jit
+@inner
 def attention_decode_s(
     n_sequences: float,
     context: float,
@@ -485,7 +485,7 @@ def attention_decode_s(
     key_s = max(key_load_s, key_product_s)
     least_key_s = max(key_product_s, width * attention.kv_element_bytes / l2_bytes_per_s)
 
-    blocks = math.ceil(keys / BLOCK_KEYS)
+    blocks = float(math.ceil(keys / BLOCK_KEYS))
     limit = min(MAX_SPLITS, SPLIT_FILL * device.sm_count / heads)
     if grouped_split and (group == 1.0 or window > 0.0):
         limit = 1.0

@@ -60,10 +60,18 @@ __all__ = ["Tables", "predict_rows"]
 
 @inner
 def copy_sums(source: Any, target: Any) -> None:
-    """Copy (segments, N_SUMS); Numba compiles a slice assignment for seconds."""
+    """Copy (segments, N_SUMS); Numba compiles a slice assignment for long."""
     for s in range(len(source)):
         for column in range(N_SUMS):
             target[s, column] = source[s, column]
+
+
+@inner
+def clear(rows: Any) -> None:
+    """Set (rows, columns) to 0; as above."""
+    for row in range(rows.shape[0]):
+        for column in range(rows.shape[1]):
+            rows[row, column] = 0.0
 
 
 @jit
@@ -86,26 +94,27 @@ def predict_rows(
     (N_COLUMNS, ...), and `errors`, (rows,) ERROR_* codes. Rows of systems without a machine, and of
     models with an encoder (`bulk_encoders`), are left alone.
     """
-    most_segments = 1
-    most_rows = 0
+    most_segments = 0
     for s in range(len(systems)):
-        most_segments = max(most_segments, systems[s].last_segment - systems[s].first_segment)
-        most_rows = max(most_rows, first_rows[s + 1] - first_rows[s])
-    n_operators = len(joined.operators)
-    seconds = np.zeros(n_operators)
+        n_segments = systems[s].last_segment - systems[s].first_segment
+        if n_segments > most_segments:  # noqa: PLR1730 (max of whole numbers: not compiled yet)
+            most_segments = n_segments
+    # All of one type, (rows, columns): Numba compiles what makes, clears and slices it once.
+    seconds = np.zeros((1, len(joined.operators)))[0]
     decode_sums = np.zeros((most_segments, N_SUMS))
-    decode_base_work = np.zeros(2)
     head_sums = np.zeros((most_segments, N_SUMS))
-    head_work = np.zeros(2)
     sums = np.zeros((most_segments, N_SUMS))
-    work = np.zeros(2)
-    no_work = np.zeros(0)
-    step = np.zeros(N_STEP)
-    grid = np.zeros((GRID_POINTS, N_STEP))
-    known = np.zeros(GRID_POINTS)
+    base_works = np.zeros((2, 2))
+    decode_base_work = base_works[0]
+    head_work = base_works[1]
+    work = np.zeros((1, 2))[0]
+    no_work = work[:0]
+    grid = np.zeros((GRID_POINTS + 1, N_STEP))
+    step = grid[GRID_POINTS]
+    all_known = np.zeros((1, GRID_POINTS))
+    known = all_known[0]
     groups = np.zeros((3, N_GROUPS))
-    pass_tokens = np.zeros(table_size(most_rows))
-    pass_places = np.zeros(len(pass_tokens))
+    passes = np.zeros((table_size(len(batch_sizes)), 2))
     for at in range(len(systems)):
         system = systems[at]
         if system.machine < 0:
@@ -122,11 +131,11 @@ def predict_rows(
         # Prompt passes of as many tokens share their sums, which are made when first asked for.
         n_places = table_size(last - first)
         n_passes = number_passes(
-            system, plan, first, last, batch_sizes, input_lens, pass_tokens[:n_places], pass_places
+            system, plan, first, last, batch_sizes, input_lens, passes[:n_places]
         )
         pass_sums = np.zeros((n_passes * n_segments, N_SUMS))
         pass_work = np.zeros((n_passes, 2))
-        pass_known = np.zeros(n_passes)
+        pass_known = np.zeros((n_passes, 1))
         any_on_both = False
         for i in range(system.first, system.last):
             any_on_both = any_on_both or joined.dependence[i] == ON_BOTH
@@ -153,7 +162,7 @@ def predict_rows(
             if n_sequences != group_sequences:
                 group_sequences = n_sequences
                 prompt_len = -1.0
-                known[:] = 0.0
+                clear(all_known)
                 together = n_sequences
                 fill = 1.0
                 turns = 1.0
@@ -163,8 +172,8 @@ def predict_rows(
                     fill = (rounds + plan.stages - 1.0) / plan.stages
                     turns = max(1.0, rounds / plan.stages)
                 set_variance(system, n_sequences, groups)
-                decode_sums[:] = 0.0
-                decode_base_work[:] = 0.0
+                clear(decode_sums)
+                clear(base_works[:1])
                 head_phase = 0.0
                 for wanted in (ON_TOKENS, ON_SEQUENCES, ON_BOTH):
                     add_operators(
@@ -182,19 +191,19 @@ def predict_rows(
                 phase = 2.0 if new_tokens == 1.0 else 1.0
                 if head_phase != phase:
                     head_phase = phase
-                    head_sums[:] = 0.0
-                    head_work[:] = 0.0
+                    clear(head_sums)
+                    clear(base_works[1:])
                     add_operators(
                         ON_SEQUENCES, system, joined, together, new_tokens, new_tokens, machine,
                         seconds, head_sums, head_work,
                     )  # fmt: skip
                 tokens = together * new_tokens
-                found = int(pass_places[place_of(tokens, pass_tokens[:n_places])])
+                found = int(passes[place_of(tokens, passes[:n_places]), 1])
                 own_sums = pass_sums[found * n_segments : (found + 1) * n_segments]
-                if pass_known[found] != phase:
-                    pass_known[found] = phase
-                    own_sums[:] = 0.0
-                    pass_work[found] = 0.0
+                if pass_known[found, 0] != phase:
+                    pass_known[found, 0] = phase
+                    clear(own_sums)
+                    clear(pass_work[found : found + 1])
                     add_operators(
                         ON_TOKENS, system, joined, together, new_tokens, new_tokens, machine,
                         seconds, own_sums, pass_work[found],
@@ -215,7 +224,8 @@ def predict_rows(
                         )  # fmt: skip
                 start_s = host.slowness * host.prompt_token_s * together * new_tokens
                 prefill = fill * joined_s(system, joined.segments, host, start_s, sums, step)
-                groups[PROMPT, :] = 0.0
+                for group in range(N_GROUPS):
+                    groups[PROMPT, group] = 0.0
                 rest = prefill
                 for kind in range(N_KINDS):
                     groups[PROMPT, kind] = step[kind] * fill
@@ -227,7 +237,8 @@ def predict_rows(
             flops = prompt_flops
             moved = prompt_bytes
             if output_len > 1.0:
-                groups[DECODED, :] = 0.0
+                for group in range(N_GROUPS):
+                    groups[DECODED, group] = 0.0
                 last_context = input_len + output_len - 1.0
                 low = grid_below(input_len + 1.0)
                 at_low = grid_index(low)

@@ -25,13 +25,16 @@ def table_size(n_rows: int) -> int:
 
 
 @inner
-def place_of(tokens: float, taken: Any) -> int:
-    """Place of a number of tokens in a hash table, or the free one (-1) where it belongs."""
+def place_of(tokens: float, passes: Any) -> int:
+    """Place of a number of tokens in a hash table, or the free one (-1) where it belongs.
+
+    passes: (places, 2): tokens, and what is kept of them.
+    """
     part = tokens * GOLDEN
-    place = int((part - math.floor(part)) * len(taken))
-    while taken[place] >= 0.0 and taken[place] != tokens:
+    place = int((part - math.floor(part)) * len(passes))
+    while passes[place, 0] >= 0.0 and passes[place, 0] != tokens:
         place += 1
-        if place == len(taken):
+        if place == len(passes):
             place = 0
     return place
 
@@ -39,13 +42,14 @@ def place_of(tokens: float, taken: Any) -> int:
 @inner
 def number_passes(
     system: Any, plan: Any, first: int, last: int, batch_sizes: Any, input_lens: Any,
-    taken: Any, numbers: Any,
+    passes: Any,
 ) -> int:  # fmt: skip
     """Number the prompt passes of a system's rows by their tokens; how many differ.
 
-    Writes the tokens to a hash table (`place_of`) and their numbers to the same places.
+    Writes a hash table (`place_of`) of tokens and their numbers.
     """
-    taken[:] = -1.0
+    for place in range(len(passes)):
+        passes[place, 0] = -1.0
     n_passes = 0
     before = -1.0
     for row in range(first, last):
@@ -55,9 +59,9 @@ def number_passes(
         if tokens == before or not tokens >= 0.0:
             continue
         before = tokens
-        place = place_of(tokens, taken)
-        if taken[place] < 0.0:
-            taken[place] = tokens
-            numbers[place] = n_passes
+        place = place_of(tokens, passes)
+        if passes[place, 0] < 0.0:
+            passes[place, 0] = tokens
+            passes[place, 1] = n_passes
             n_passes += 1
     return n_passes

@@ -39,7 +39,10 @@ WHOLE_UNITS = 2.0**20  # sizes per token that are multiples of 1 / this are exac
 class Tables(NamedTuple):
     """Operators of many models joined, with `dependence`, `same`, and the other joined rows.
 
-    same: index in `operators` of the first row that is equal but for its launches.
+    same: index in `operators` of the first row that is equal but for its launches. classes: of each
+    system's operators from its `first_class` on, what their times have in common with those of
+    other systems, 0 = nothing to look for; memo: (`bulk_memo.PLACES`, `bulk_memo.WORDS`) int64,
+    where times of a class are kept. No places: no class is looked for.
     """
 
     operators: Any
@@ -48,6 +51,8 @@ class Tables(NamedTuple):
     dependence: Any
     same: Any
     caches: Any
+    classes: Any
+    memo: Any
 
 
 @inner

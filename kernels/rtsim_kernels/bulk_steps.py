@@ -14,7 +14,8 @@ from typing import Any
 
 from . import tables
 from ._jit import inner
-from .bulk_rows import EXPOSED_S, GPU_S, HOST_S, RANKS, STEP_S
+from .bulk_memo import counts_of, keep_s, memo_place, recalled_s
+from .bulk_rows import EXPOSED_S, GPU_S, HOST_S, N_STEP, RANKS, STEP_S
 from .step import operator_s, operator_work, runs, slowest_excess
 from .tables import N_KINDS
 
@@ -45,6 +46,8 @@ def add_operators(
     executions = joined.executions
     depends = joined.dependence
     sames = joined.same
+    memo = joined.memo
+    number = 0.0
     for s in range(system.first_segment, system.last_segment):
         segment = segments[s]
         at = s - system.first_segment
@@ -56,7 +59,23 @@ def add_operators(
                 continue
             same = sames[i]
             if same == i:
-                seconds[i], _ = operator_s(operator, n_sequences, new_tokens, context, 0.0, machine)
+                if len(memo) > 0:
+                    number = joined.classes[system.first_class + i - system.first]
+                seconds[i] = -1.0
+                place = 0
+                count = 0.0
+                reach = 0.0
+                if number > 0.0:
+                    number += system.memory_rate
+                    count, reach = counts_of(operator, n_sequences, new_tokens, context)
+                    place = memo_place(number, count, reach)
+                    seconds[i] = recalled_s(memo, place, number, count, reach)
+                if seconds[i] < 0.0:
+                    seconds[i], _ = operator_s(
+                        operator, n_sequences, new_tokens, context, 0.0, machine
+                    )
+                    if number > 0.0:
+                        keep_s(memo, place, number, count, reach, seconds[i])
             else:
                 seconds[i] = seconds[same]
             spent = seconds[i] + operator.launches * host.kernel_gap_s
@@ -82,7 +101,8 @@ def joined_s(system: Any, segments: Any, host: Any, start_s: float, sums: Any, o
 
     Writes to `out`, (N_STEP,), what is owed to each kind over all executions, and the step.
     """
-    out[:] = 0.0
+    for kind in range(N_STEP):
+        out[kind] = 0.0
     gpu_clock = start_s
     host_clock = start_s
     corner = host.corner
@@ -101,7 +121,8 @@ def joined_s(system: Any, segments: Any, host: Any, start_s: float, sums: Any, o
             gpu_clock += segment.count * gpu_s
         else:
             gpu_clock = host_clock + segment.count * both_s
-            out[:] = 0.0
+            for kind in range(N_KINDS):
+                out[kind] = 0.0
             owed_frac = 0.0
             if both_s > 0.0:
                 owed_frac = (gpu_s / both_s) ** (corner - 1.0)
@@ -119,7 +140,7 @@ def grid_index(point: float) -> int:
     if point < 8.0:
         return int(point) - 1
     octave = floor(log2(point))
-    return int(7 + 4 * (octave - 3) + floor(point / 2.0 ** (octave - 2)) - 4)
+    return 7 + 4 * (octave - 3) + floor(point / 2.0 ** (octave - 2)) - 4
 
 
 @inner

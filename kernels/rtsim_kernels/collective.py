@@ -51,7 +51,7 @@ from typing import Any
 import numpy as np
 
 from . import tables
-from ._jit import jit
+from ._jit import inner, jit
 
 ALL_REDUCE = 0
 ALL_GATHER = 1
@@ -113,7 +113,7 @@ COLLECTIVE_COEFFICIENTS = (
 COLLECTIVE = np.dtype([*COLLECTIVE_FACTS, *((c.name, np.float64) for c in COLLECTIVE_COEFFICIENTS)])
 
 
-@jit
+@inner
 def wire_bytes(op: int, message_bytes: float, ranks: float) -> float:
     """Bytes that each GPU must send: the bus-bandwidth convention of nccl-tests."""
     if op == ALL_REDUCE:
@@ -123,7 +123,7 @@ def wire_bytes(op: int, message_bytes: float, ranks: float) -> float:
     return (ranks - 1.0) / ranks * message_bytes
 
 
-@jit
+@inner
 def _meet(latency_s: float, wire_s: float, exponent: float) -> float:
     """p-norm of latency and wire time."""
     if wire_s <= 0.0:
@@ -133,7 +133,7 @@ def _meet(latency_s: float, wire_s: float, exponent: float) -> float:
     return large * (1.0 + (small / large) ** exponent) ** (1.0 / exponent)
 
 
-@jit
+@inner
 def _node_rate(ranks: float, collective: Any) -> float:
     """Full one-way rate per GPU between `ranks` GPUs of one node, bytes/s, efficiency not in.
 
@@ -149,7 +149,7 @@ def _node_rate(ranks: float, collective: Any) -> float:
     )
 
 
-@jit
+@inner
 def _hops(op: int, ranks: float) -> float:
     if op == ALL_REDUCE:
         return 2.0 * (ranks - 1.0)
@@ -158,7 +158,7 @@ def _hops(op: int, ranks: float) -> float:
     return 1.0
 
 
-@jit
+@inner
 def _library_s(
     op: int,
     message_bytes: float,
@@ -209,7 +209,7 @@ def _library_s(
     return best_s, best_latency_s
 
 
-@jit
+@inner
 def _in_switch_s(
     message_bytes: float, ranks: float, rate: float, collective: Any
 ) -> tuple[float, float]:
@@ -220,22 +220,22 @@ def _in_switch_s(
     return _meet(latency_s, wire_s, c.crossover), latency_s
 
 
-@jit
+@inner
 def _direct_s(
-    message_bytes: float, ranks: float, rate: float, collective: Any
+    op: int, message_bytes: float, ranks: float, rate: float, collective: Any
 ) -> tuple[float, float]:
     """A stack's own all-reduce, one-shot or two-shot: (seconds, latency part)."""
     c = collective
     barrier_s = c.direct_floor_s + ranks * c.direct_peer_s
     direct = rate * c.direct_frac
     one_s = barrier_s + (ranks - 1.0) * message_bytes / direct
-    two_s = 2.0 * barrier_s + wire_bytes(ALL_REDUCE, message_bytes, ranks) / direct
+    two_s = 2.0 * barrier_s + wire_bytes(op, message_bytes, ranks) / direct
     if one_s <= two_s:
         return one_s, barrier_s
     return two_s, 2.0 * barrier_s
 
 
-@jit
+@inner
 def collective_s(
     op: int,
     message_bytes: float,
@@ -280,7 +280,7 @@ def collective_s(
     latency_s = max(issued_s, latency_s)
     own = message_bytes <= c.direct_limit_bytes and ranks <= max(2.0, c.link_domain)
     if reduced_here and own:
-        own_s, own_latency_s = _direct_s(message_bytes, ranks, rate, c)
+        own_s, own_latency_s = _direct_s(op, message_bytes, ranks, rate, c)
         own_s = max(own_issued_s, own_s + copied_s)
         if own_s < seconds:
             seconds = own_s

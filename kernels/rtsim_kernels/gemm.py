@@ -186,7 +186,7 @@ KEPT_TWICE = 0.47  # of the data in an L2 of two partitions, there twice (A100, 
 ENDLESS_COPIES = 1e6  # from here on every weight comes from DRAM
 
 
-@jit
+@inner
 def miss_frac(ratio: float, edge: float) -> float:
     """Share of cyclically re-used bytes that miss a cache, of which they fill `ratio`; rising.
 
@@ -194,17 +194,17 @@ def miss_frac(ratio: float, edge: float) -> float:
     """
     if ratio < NONE_MISS:
         return 0.0
-    missed = ratio**edge
-    return missed / (1.0 + missed)
+    missing: float = 1.0 / (1.0 + ratio**-edge)
+    return missing
 
 
-@jit
+@inner
 def gemm_flops(m: float, n: float, k: float, batch: float) -> float:
     """Floating-point operations, a multiply-add counted as two: 2 m n k batch."""
     return 2.0 * m * n * k * batch
 
 
-@jit
+@inner
 def gemm_bytes(m: float, n: float, k: float, batch: float, gemm: Any) -> float:
     """Bytes that must move once: activations, weights and result of every factor."""
     return batch * (m * k * gemm.a_bytes + n * k * gemm.b_bytes + m * n * gemm.out_bytes)
@@ -250,7 +250,7 @@ def missing_bytes(
     return weights * weight_miss + activations * activation_miss + results * once_miss, again
 
 
-@jit
+@inner
 def gemm_roofline_s(
     m: float, n: float, k: float, batch: float, weight_copies: float, gemm: Any, device: Any
 ) -> float:
@@ -275,7 +275,7 @@ def quantize_s(m: float, k: float, batch: float, gemm: Any, device: Any) -> floa
     missing = moved * miss_frac(once / kept_bytes(gemm, device), PARTITION_EDGE)
     dram = missing / (gemm.hbm_frac * device.hbm_bytes_per_s)
     l2 = moved * gemm.l2_edge / (gemm.a_bytes * gemm.peak_flops_per_s)
-    return gemm.quantize_s + max(dram, l2, batch * m * gemm.quantize_row_s)
+    return gemm.quantize_s + max(max(dram, l2), batch * m * gemm.quantize_row_s)
 
 
 @inner
@@ -395,7 +395,7 @@ def halvings(row_bytes: float) -> float:
     return lost
 
 
-@jit
+@inner
 def gemm_s(
     m: float, n: float, k: float, batch: float, weight_copies: float, gemm: Any, device: Any
 ) -> tuple[float, int]:

@@ -39,7 +39,7 @@ from .step import step_s
 POINTS_PER_OCTAVE = 4
 
 
-@jit
+@inner
 def grid_below(context: float) -> float:
     """Largest grid point not above `context` (>= 1)."""
     if context < 2 * POINTS_PER_OCTAVE:
@@ -48,7 +48,7 @@ def grid_below(context: float) -> float:
     return floor(context / spacing) * spacing
 
 
-@jit
+@inner
 def grid_above(context: float) -> float:
     """Smallest grid point above `context` (>= 1)."""
     if context < 2 * POINTS_PER_OCTAVE:

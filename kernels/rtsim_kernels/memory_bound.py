@@ -163,7 +163,7 @@ def operator_bytes(
     )
 
 
-@jit
+@inner
 def _slots(kind: int, memory: Any) -> Any:
     """Issue slots per element of a kind of kernel."""
     if kind in (POINTWISE, VECTOR_NORM, VECTOR_GATED, VECTOR_ROTARY):
@@ -189,7 +189,7 @@ def _power(share: float, p: float) -> float:
     return 1.0 if share == 1.0 else share**p
 
 
-@jit
+@inner
 def memory_bound_s(
     kind: int,
     rows: float,
@@ -237,7 +237,7 @@ def memory_bound_s(
         elif vectors:
             vector = VECTOR_ELEMENTS
         threads = min(block_threads, 32.0 * math.ceil(cols / (32.0 * vector)))
-        per_sm = min(MAX_BLOCKS_PER_SM, math.floor(memory.threads_per_sm / threads))
+        per_sm = min(MAX_BLOCKS_PER_SM, float(math.floor(memory.threads_per_sm / threads)))
         turns = math.ceil(cols / (threads * vector))
         row_latency_s = turns * memory.turn_s * (1.0 + MISS_LATENCY * miss_frac)
         if kind in (NORM, LAYER_NORM, SOFTMAX, VECTOR_NORM):
@@ -265,7 +265,7 @@ def memory_bound_s(
     l2_s = moved_bytes / (device.sm_count * clock * memory.l2_bytes_per_clock)
     compute_s = issue_s
     p = memory.crossover
-    large = max(memory_s, l2_s, compute_s)
+    large = max(max(memory_s, l2_s), compute_s)
     powers = _power(memory_s / large, p) + _power(l2_s / large, p) + _power(compute_s / large, p)
     work_s = large * powers ** (1.0 / p)
     seconds = latency_s + work_s

@@ -224,7 +224,7 @@ def engine_operator_s(operator: Any, batch: Any, machine: Any, engine: Any) -> f
     return max(frac * alone_s, min(alone_s, bound_s))
 
 
-@jit
+@inner
 def layers_s(
     batch: Any, reuse: bool, operators: Any, segments: Any, machine: Any, engine: Any, times: Any
 ) -> float:

@@ -58,7 +58,7 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import jit
+from ._jit import inner, jit
 from .tables import (
     BOUND_COMPUTE,
     BOUND_LATENCY,
@@ -143,28 +143,28 @@ MLA_PREFILL = _row_dtype(MLA_PREFILL_COEFFICIENTS)
 MLA_DECODE = _row_dtype(MLA_DECODE_COEFFICIENTS)
 
 
-@jit
+@inner
 def _blend(a: float, b: float, exponent: float) -> float:
     """p-norm of two overlapping times: at least the longer one."""
     high = max(a, b)
     return float(high * (1.0 + (min(a, b) / high) ** exponent) ** (1.0 / exponent))
 
 
-@jit
+@inner
 def _cold_frac(n_bytes: float, warm_frac: float, l2_bytes: float) -> float:
     """Part of `n_bytes` that comes from HBM although `warm_frac` of it was touched before."""
     spilled = (n_bytes / l2_bytes - L2_FULL) / (L2_SPILLED - L2_FULL)
     return 1.0 - warm_frac * (1.0 - min(1.0, max(0.0, spilled)))
 
 
-@jit
+@inner
 def _rounds(parts: float, sm_count: float) -> float:
     """Rounds of `parts` thread blocks over the SMs, at least one."""
     load = parts / sm_count
     return max(1.0, load + HALF_ROUND * (math.ceil(load) - load))
 
 
-@jit
+@inner
 def _conversion(tokens: float, width: float, mla: Any, device: Any) -> tuple[float, float, float]:
     """(seconds to widen the cache of `tokens`, bytes of an element then read, peak then)."""
     narrow, wide = mla.kv_element_bytes, mla.query_element_bytes
@@ -177,7 +177,7 @@ def _conversion(tokens: float, width: float, mla: Any, device: Any) -> tuple[flo
     return CONVERT_S + moved / bytes_per_s, wide, WIDE_RATE * mla.peak_flops_per_s
 
 
-@jit
+@inner
 def mla_decode_work(
     n_sequences: float, context: float, n_heads: float, latent: float, rope: float, mla: Any
 ) -> tuple[float, float]:
@@ -192,7 +192,7 @@ def mla_decode_work(
     return flops, cache + n_sequences * n_heads * (width + latent) * mla.query_element_bytes
 
 
-@jit
+@inner
 def mla_decode_s(
     n_sequences: float,
     context: float,
@@ -227,8 +227,8 @@ def mla_decode_s(
     fixed_s = (mla.cta_clocks + mla.row_clocks * rows) / device.clock_hz
 
     ctas = n_sequences * math.ceil(n_heads / mla.tile_rows)
-    blocks = math.ceil(context / BLOCK_KEYS)
-    limit = min(mla.most_splits, SPLIT_FILL * device.sm_count / ctas, blocks)
+    blocks = float(math.ceil(context / BLOCK_KEYS))
+    limit = min(min(mla.most_splits, SPLIT_FILL * device.sm_count / ctas), blocks)
     limit = max(mla.least_splits, limit)
     best_s = math.inf
     splits = mla.least_splits
@@ -261,7 +261,7 @@ def mla_decode_s(
     return total_s, bound
 
 
-@jit
+@inner
 def _prefill_widths(
     nope: float, rope: float, v_head_dim: float, latent: float, n_heads: float, mla: Any
 ) -> tuple[float, float, float]:
@@ -271,7 +271,7 @@ def _prefill_widths(
     return nope + rope, v_head_dim, n_heads * (nope + rope + v_head_dim)
 
 
-@jit
+@inner
 def mla_prefill_work(
     n_sequences: float,
     new_tokens: float,
@@ -291,7 +291,7 @@ def mla_prefill_work(
     return flops, n_sequences * (queries + context * kv * mla.kv_element_bytes)
 
 
-@jit
+@inner
 def mla_prefill_s(
     n_sequences: float,
     new_tokens: float,
@@ -340,7 +340,7 @@ def mla_prefill_s(
     memory_s += moved * (1.0 - cold) * L2_SPEED / device.hbm_bytes_per_s
     helpers_s = mla.passes * memory_s
     total_s = mla.launch_s + convert_s + _blend(work_s, memory_s, PREFILL_NORM) + helpers_s
-    total_s = max(total_s, flops / mla.peak_flops_per_s, hbm_s)
+    total_s = max(max(total_s, flops / mla.peak_flops_per_s), hbm_s)
     bound = BOUND_MEMORY
     if work_s > memory_s + helpers_s:
         bound = BOUND_COMPUTE

@@ -61,7 +61,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._jit import jit
+from ._jit import inner, jit
 from .gemm import ENDLESS_COPIES, kept_bytes, miss_frac, turnover_edge
 from .tables import (
     BOUND_COMPUTE,
@@ -113,7 +113,7 @@ TILE_M = (8.0, 16.0, 32.0, 64.0, 128.0, 128.0)
 TILE_N = (128.0, 128.0, 128.0, 128.0, 128.0, 256.0)
 EDGE = 3.2  # elements lost on each edge of a tile, as in gemm.py
 HALF = 0.5  # part of a partly filled tile of rows that is waste, on average over experts
-POINTS = 24  # quantiles of the loads
+POINTS = 24.0  # quantiles of the loads
 RANGE_FEW = 200.0  # largest over smallest load with fewer visits than experts
 RANGE_PER_TOKEN = 0.8  # the same, per token, with more
 DRAG_ROWS = 8.0  # rows per expert at which half of the drag is there
@@ -129,7 +129,7 @@ class Load(NamedTuple):
     blocks: tuple[float, float, float, float, float]  # tiles of 8, 16, 32, 64, 128 rows
 
 
-@jit
+@inner
 def quantile(u: float, spread: float, skew: float) -> float:
     """Relative load below which a share u of the experts lies: density x^-skew on [1, spread]."""
     power = 1.0 - skew
@@ -138,7 +138,7 @@ def quantile(u: float, spread: float, skew: float) -> float:
     return float((1.0 + u * (spread**power - 1.0)) ** (1.0 / power))
 
 
-@jit
+@inner
 def spread_of(n_tokens: float, n_experts: float, top_k: float) -> float:
     """Largest over smallest load of a skewed routing."""
     if n_tokens * top_k > n_experts:
@@ -146,15 +146,15 @@ def spread_of(n_tokens: float, n_experts: float, top_k: float) -> float:
     return max(RANGE_FEW, RANGE_PER_TOKEN * n_experts / top_k)
 
 
-@jit
-def _mean_quantile(spread: float, skew: float, n_points: int) -> float:
+@inner
+def _mean_quantile(spread: float, skew: float, n_points: float) -> float:
     total = 0.0
-    for i in range(n_points):
+    for i in range(int(n_points)):
         total += quantile((i + 0.5) / n_points, spread, skew)
     return total / n_points
 
 
-@jit
+@inner
 def fullest_over_mean(n_experts: float, n_local_experts: float, skew: float) -> float:
     """Load of the GPU with most of it over the mean of all GPUs; 1 for one GPU or even loads."""
     n_ranks = n_experts / n_local_experts
@@ -162,16 +162,16 @@ def fullest_over_mean(n_experts: float, n_local_experts: float, skew: float) -> 
         return 1.0
     mean = _mean_quantile(RANGE_FEW, skew, POINTS)
     square = 0.0
-    for i in range(POINTS):
+    for i in range(int(POINTS)):
         share = quantile((i + 0.5) / POINTS, RANGE_FEW, skew) / mean
         square += share * share
     variance = square / POINTS - 1.0
     above = math.sqrt(2.0 * math.log(n_ranks) * variance / n_local_experts)
     top = quantile((POINTS - 0.5) / POINTS, RANGE_FEW, skew) / mean
-    return min(1.0 + above, top, n_ranks)
+    return min(min(1.0 + above, top), n_ranks)
 
 
-@jit
+@inner
 def load_of(
     n_tokens: float,
     n_experts: float,
@@ -187,11 +187,11 @@ def load_of(
     """
     fullest = fullest_over_mean(n_experts, n_local_experts, skew)
     mean = n_tokens * top_k / n_experts * fullest
-    n_points = 1
+    n_points = 1.0
     scale = mean
     spread = 1.0
     if skew > 0.0:
-        n_points = int(min(POINTS, math.ceil(n_experts)))
+        n_points = min(POINTS, float(math.ceil(n_experts)))
         spread = spread_of(n_tokens, n_experts, top_k)
         scale = mean / _mean_quantile(spread, skew, n_points)
     visited = 0.0
@@ -200,7 +200,7 @@ def load_of(
     b32 = 0.0
     b64 = 0.0
     b128 = 0.0
-    for i in range(n_points):
+    for i in range(int(n_points)):
         y = scale
         if skew > 0.0:
             y *= quantile((i + 0.5) / n_points, spread, skew)
@@ -219,7 +219,7 @@ def load_of(
     return Load(mean * n_local_experts, visited * each, blocks)
 
 
-@jit
+@inner
 def tiles_of(rows: float, tile_rows: float) -> float:
     """Tiles of one expert, the last one counted as HALF full on average; 0 below one tile."""
     parts = rows / tile_rows
@@ -228,7 +228,7 @@ def tiles_of(rows: float, tile_rows: float) -> float:
     return parts + HALF * (math.ceil(parts) - parts)
 
 
-@jit
+@inner
 def moe_work(
     n_tokens: float,
     hidden_size: float,
@@ -250,7 +250,7 @@ def moe_work(
     return 2.0 * load.rows * weights, moved
 
 
-@jit
+@inner
 def _product_s(
     n: float, k: float, load: Any, stream_s: float, moe: Any, sm_count: float
 ) -> tuple[float, float]:
@@ -261,7 +261,7 @@ def _product_s(
     for t in range(len(TILE_M)):
         tile_m = TILE_M[t]
         tile_n = TILE_N[t]
-        tiles = load.blocks[min(t, len(TILE_M) - 2)] * max(1.0, n / tile_n)
+        tiles = load.blocks[t if t < len(TILE_M) - 2 else len(TILE_M) - 2] * max(1.0, n / tile_n)
         waves = tiles / sm_count
         waves = max(1.0, waves + moe.wave_round * (math.ceil(waves) - waves))
         area = max(tile_m, moe.least_rows) * tile_n
@@ -277,7 +277,7 @@ def _product_s(
     return best, best_body
 
 
-@jit
+@inner
 def moe_s(
     n_tokens: float,
     hidden_size: float,
@@ -342,7 +342,7 @@ def moe_s(
     return seconds, bound
 
 
-@jit
+@inner
 def moe_roofline_s(
     n_tokens: float,
     hidden_size: float,

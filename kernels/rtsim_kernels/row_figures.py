@@ -54,6 +54,8 @@ SYSTEM = np.dtype(
         ("last_segment", np.int64),
         ("first_cache", np.int64),  # CACHE rows [first_cache, last_cache)
         ("last_cache", np.int64),
+        ("first_class", np.int64),  # of its operators' classes, see `bulk_rows.Tables`
+        ("memory_rate", np.float64),  # tells memory bandwidths apart in sums with classes
         ("groups", np.float64),  # of GPUs with sequences of their own
         ("rank_gpus", np.float64),  # tp * cp
         ("num_gpus", np.float64),

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from ._jit import jit
+from ._jit import inner
 from .tables import BOUND_COMPUTE, BOUND_LATENCY, BOUND_MEMORY, Coefficient, coefficient_dtype
 
 CHUNK = 256.0  # tokens per chunk: Mamba-2's own kernels
@@ -70,7 +70,7 @@ SCAN = np.dtype(
 )
 
 
-@jit
+@inner
 def scan_work(
     n_sequences: float,
     new_tokens: float,
@@ -96,7 +96,7 @@ def scan_work(
     return flops, moved
 
 
-@jit
+@inner
 def scan_s(
     n_sequences: float,
     new_tokens: float,

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from rtsim import units
 from rtsim.calibration import Calibration, SectionReport
 from rtsim.catalog import load_gpu
 from rtsim.errors import DataError, SpecError, nearest_names
@@ -235,7 +236,7 @@ def _sources(tables: Sequence[Table]) -> list[str]:
 
 
 def _provenance(section: SectionReport) -> str:
-    text = f"{section.fitted_rows} of {section.rows} rows"
+    text = f"{section.fitted_rows:,} of {units.counted(section.rows, 'row')}"
     if not math.isnan(section.mape):
         text += f", cross-validated error {section.mape:.1%} (median {section.median_ape:.1%})"
     return text + (f"; {section.note}" if section.note else "")

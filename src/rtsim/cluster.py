@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import urlsplit
 
 from rtsim.errors import NotSupported, SpecError
 from rtsim.sweep_rows import Part, Request, compute_part
@@ -30,6 +31,7 @@ def connected(scheduler: Any) -> Any:
         raise NotSupported("--scheduler needs dask: pip install rtsim[distributed]") from None
     client = scheduler
     if not isinstance(scheduler, Client):
+        _check_address(str(scheduler))
         try:
             client = Client(str(scheduler), timeout=_ANSWER_S, set_as_default=False)
         # Assertions of the client's own: a connection that is lost while it is being made.
@@ -50,6 +52,17 @@ def connected(scheduler: Any) -> Any:
                 "scheduler", str(scheduler), f"worker {worker} has {has}, here is {own}"
             )
     return client
+
+
+def _check_address(address: str) -> None:
+    """SpecError for what is no HOST:PORT: a client of such an address would linger."""
+    parts = urlsplit(address if "://" in address else f"tcp://{address}")
+    try:
+        known = bool(parts.hostname and parts.port)
+    except ValueError:  # a port that is no number
+        known = False
+    if not known and parts.scheme != "inproc":
+        raise SpecError("scheduler", address, "must be an address, such as tcp://host:8786")
 
 
 def _version() -> str:
@@ -80,7 +93,8 @@ def compute_on(
         asked[future.key] = number
         return future
 
-    queue = as_completed([f for f in (ask() for _ in range(_AHEAD * cores)) if f is not None])
+    first = [future for future in (ask() for _ in range(_AHEAD * cores)) if future is not None]
+    queue = as_completed(first, loop=client.loop)  # without it, that of a default client
     try:
         for future in queue:
             keep(asked.pop(future.key), future.result())

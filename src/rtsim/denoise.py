@@ -160,7 +160,7 @@ def _faster(row: Latency, floor_s: float) -> str:
     below = 100.0 * (1.0 - row.runtime_s / floor_s)
     return (
         f"prompt {row.prompt_tokens}, output {row.output_tokens} in "
-        f"{units.format_seconds(row.runtime_s)}, {below:.0f} % below the floor of the table: "
+        f"{units.format_seconds(row.runtime_s)}, {below:.0f}% below the floor of the table: "
         "output cut short?"
     )
 
@@ -214,11 +214,11 @@ def _too_thin(interval: Range, per_token: float, cells: Cells) -> list[str]:
     half_s = interval.high - per_token
     if half_s <= PRECISION_FRAC * per_token:
         return []
-    note = f"cells too thin for {100.0 * PRECISION_FRAC:.0f} %: the time per output token is known "
+    note = f"cells too thin for {100.0 * PRECISION_FRAC:.0f}%: the time per output token is known "
     if half_s >= per_token:
         return [note + "by its order only"]
     repeats = math.ceil(float(np.median(cells.repeats)) * half_s / (PRECISION_FRAC * per_token))
-    return [f"{note}within {100.0 * half_s / per_token:.2g} %; about {repeats} repeats would do"]
+    return [f"{note}within {100.0 * half_s / per_token:.2g}%; about {repeats} repeats would do"]
 
 
 def _thin(cells: Cells, floor: Floor, lengths: Sequence[int]) -> list[str]:
@@ -235,7 +235,7 @@ def _thin(cells: Cells, floor: Floor, lengths: Sequence[int]) -> list[str]:
         if repeats < FEWEST_REPEATS:
             reasons.append(f"{int(repeats)} repeat{'s' if repeats > 1 else ''}")
         if above > CONTENDED_FRAC:
-            reasons.append(f"fastest {100.0 * above:.0f} % above the floor")
+            reasons.append(f"fastest {100.0 * above:.0f}% above the floor")
         if reasons:
             found.append(f"prompt {p}, output {o}: {', '.join(reasons)}")
     # Lengths that came back instead of those asked for leave no gap in the grid.

@@ -179,7 +179,7 @@ def _allowed(varied: VariedSystem, which: int, sizes: tuple[int, int, int], size
 
 def _notes(hardware: list[Elasticity]) -> tuple[str, ...]:
     notes = [
-        "central differences at 5 % with all else as it is, on the coefficients of the profile; "
+        "central differences at 5% with all else as it is, on the coefficients of the profile; "
         "what the sum lacks of -1 is time that no resource scales, such as fixed latencies"
     ]
     if any(e.resource == SM_COUNT for e in hardware):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rtsim import units
 from rtsim.calibration import CoefficientReport, SectionReport
 from rtsim.fitting import generation
 from rtsim.fitting.kinds import Block, SectionFit, choose, cross_validated, fit_blocks
@@ -49,7 +50,7 @@ def fit_section(
     section, rows = blocks[0].section, sum(map(len, blocks))
     nan = math.nan
     if rows < LEAST_ROWS:
-        note = f"{rows} rows are too few to fit: kept at its priors"
+        note = f"too few to fit ({units.counted(rows, 'row')}): kept at its priors"
         return None, SectionReport(section, rows, 0, nan, nan, nan, (), note)
     chosen = choose(blocks, max_points)
     fit = fit_blocks(chosen, prior)
@@ -60,7 +61,7 @@ def fit_section(
         error = cross_validated(chosen, prior)
         mape, median, sigma = error_figures(error)
     else:
-        note = f"{count} rows are too few to measure its error"
+        note = f"too few to measure its error ({units.counted(count, 'row')})"
     reports = coefficient_reports(fit)
     return fit, SectionReport(section, rows, count, mape, median, sigma, reports, note)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from rtsim import units
 from rtsim.curves import Curve
 from rtsim.errors import RtsimError
 from rtsim.gpus_needed import placement_of, system_on
@@ -159,5 +160,5 @@ def _reading(ratio: Interval, num_gpus: int, explained_by: int | None, batch: in
     if explained_by is None:
         return "faster than any number of these GPUs: a better stack or faster GPUs"
     if explained_by > num_gpus:
-        return f"faster: {explained_by} GPUs would explain it, or a better stack"
+        return f"faster: {units.counted(explained_by, 'GPU')} would explain it, or a better stack"
     return "faster: a better stack or faster GPUs"

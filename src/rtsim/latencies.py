@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rtsim import units
 from rtsim.errors import DataError, nearest_names
 from rtsim.table_text import read_cells
 
@@ -80,7 +81,9 @@ def read_latencies(path: str | Path, model: str | None = None) -> LatencyTable:
     if not by_model:
         first = marked[0]
         raise DataError(
-            path, f"no usable row: {first.reason} (all {len(marked)} rows)", line=first.line
+            path,
+            f"no usable row: {first.reason} (all {units.counted(len(marked), 'row')})",
+            line=first.line,
         )
     return LatencyTable(str(path), {k: tuple(v) for k, v in by_model.items()}, tuple(marked))
 

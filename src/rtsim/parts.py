@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from rtsim.errors import OutputError, SpecError
 from rtsim.output import replacing, write_text
+from rtsim.selection import Metric, frontier
 from rtsim.sweep_rows import Part, Request, columns_at
 from rtsim.table_file import check_format, write_table
 
@@ -40,6 +41,7 @@ class Store:
         self._starts: Array = np.zeros(1, np.int64)
         self._failures: dict[str, int] = {}
         self._sampled: list[Array] = []
+        self._frontiers: list[Array] = []
 
     def has(self, number: int) -> bool:
         """Whether a part is there and whole."""
@@ -59,6 +61,7 @@ class Store:
             part = self._get(number)
             lengths.append(part.matrix.shape[1])
             self._sampled.append(part.sampled)
+            self._frontiers.append(part.frontier)
             for text, count in part.counts.items():
                 self._failures[text] = self._failures.get(text, 0) + count
         self._starts = np.concatenate(([0], np.cumsum(lengths)))
@@ -76,6 +79,12 @@ class Store:
     def sampled(self) -> Array:
         """(2, points) for a figure."""
         return np.concatenate(self._sampled, axis=1)
+
+    def frontier(self, axes: tuple[Metric, Metric]) -> Array:
+        """(2, points) of the frontier of all rows that met the condition, kept or not."""
+        points = np.concatenate(self._frontiers, axis=1)
+        named = {metric.column: row for metric, row in zip(axes, points, strict=True)}
+        return points[:, frontier(*(metric.of(named) for metric in axes))]
 
     def columns(self, request: Request, wanted: set[str]) -> dict[str, Array]:
         """Some columns of all rows."""
@@ -126,8 +135,14 @@ class Store:
 
     def write(self, request: Request, rows: Array | None, path: str) -> None:
         """Write the result: rows by their numbers in that order, or all."""
-        with replacing(path) as file:
-            write_table(file, request, self.blocks(request, rows), Path(path).suffix.lower())
+        try:
+            with replacing(path) as file:
+                write_table(file, request, self.blocks(request, rows), Path(path).suffix.lower())
+        except OutputError as error:
+            raise self._stopped(error) from error
+
+    def _stopped(self, error: OutputError) -> OutputError:
+        return error
 
 
 class FileStore(Store):
@@ -190,7 +205,10 @@ class FileStore(Store):
         return False
 
     def put(self, number: int, part: Part) -> None:
-        facts = {"texts": part.texts, "counts": part.counts, "sampled": part.sampled.tolist()}
+        facts = {
+            "texts": part.texts, "counts": part.counts, "sampled": part.sampled.tolist(),
+            "frontier": part.frontier.tolist(),
+        }  # fmt: skip
         # The array goes last: a part is there when it is.
         try:
             write_text(self._facts(number), json.dumps(facts))
@@ -199,17 +217,20 @@ class FileStore(Store):
                 np.lib.format.write_array_header_1_0(file, header)
                 file.write(part.matrix.data)
         except OutputError as error:
-            kept = f"the same command goes on from what is in {self.folder}"
-            raise OutputError(self.path, f"{error.problem}; {kept}") from error
+            raise self._stopped(error) from error
         self._there.add(number)
+
+    def _stopped(self, error: OutputError) -> OutputError:
+        kept = f"the same command goes on from what is in {self.folder}"
+        return OutputError(self.path, f"{error.problem}; {kept}")
 
     def _get(self, number: int) -> Part:
         facts = json.loads(self._facts(number).read_text(encoding="utf-8"))
         file = self._array(number)
         large = file.stat().st_size > _MAPPED_BYTES
         matrix = np.load(file, mmap_mode="r" if large else None)
-        sampled = np.array(facts["sampled"], float).reshape(2, -1)
-        return Part(matrix, facts["texts"], facts["counts"], sampled)
+        points = (np.array(facts[name], float).reshape(2, -1) for name in ("sampled", "frontier"))
+        return Part(matrix, facts["texts"], facts["counts"], *points)
 
     def remove(self) -> None:
         """The result is there: the parts can go."""
@@ -271,7 +292,8 @@ def request_key(request: Request) -> str:
         request.top,
         request.pareto,
     ]
-    parts += [request.sampled, request.part_rows]
+    drawn = request.drawn and [(metric.column, metric.largest) for metric in request.drawn]
+    parts += [drawn, request.part_rows]
     return hashlib.sha256(json.dumps(parts, sort_keys=False).encode()).hexdigest()
 
 

@@ -29,7 +29,7 @@ from rtsim.plan_serving import OPTIONS, checked_options, serving_candidates
 from rtsim.plan_space import Replica, axes_of, formats_of, splits_of
 from rtsim.plan_static import static_candidates
 from rtsim.planned import Plan, PlannedSystem
-from rtsim.profile_choice import SERVING_STACKS, STACK_ALIASES
+from rtsim.profile_choice import SERVING_STACKS, STACK_ALIASES, mixed_stacks
 from rtsim.service_level import SHARE, service_level
 from rtsim.specs import GpuSpec, ModelSpec
 from rtsim.whatif import change
@@ -151,10 +151,12 @@ def plan(
         raise nothing(spec.name, names, found, lost, limits)
     order = found.order(meets, objective, demand)
     within = found.most_of_each(found.columns["capacity_per_s"], meets) if not as_batches else None
+    default = None if as_batches else SERVING_STACKS[0]
     best, *others = (
-        planned(found, i, names, limits, rate_per_s, requests, within)
+        planned(found, i, names, gpus, default, limits, rate_per_s, requests, within)
         for i in found.best_of_each(order)[: 1 + runner_ups]
     )
+    stacks = mixed_stacks(gpus) if as_batches and "stack" not in axes else []
     per_gpu = {
         MISSES[reason]: {
             names[g]: n for g, n in sorted(Counter(found.gpu[lost == reason].tolist()).items())
@@ -169,7 +171,7 @@ def plan(
         n_satisfying={name: kept[g] for g, name in enumerate(names)},
         lost=per_gpu,
         errors=tuple(Counter(found.errors[found.errors != ""].tolist()).most_common(_MOST_ERRORS)),
-        notes=(*dict.fromkeys(remarks), *notes_on(requests, share, wanted, as_batches)),
+        notes=(*dict.fromkeys(remarks), *stacks, *notes_on(requests, share, wanted, as_batches)),
         static=as_batches,
     )  # fmt: skip
 

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rtsim import units
 from rtsim.errors import NothingSatisfies
 from rtsim.lengths import Lengths
 from rtsim.plan_candidates import Candidates
 from rtsim.plan_misses import NO_ENERGY, NO_PRICE, NOT_POSSIBLE, Limits, nearest_miss
 from rtsim.plan_space import DEGREES, FORMATS
 from rtsim.planned import PlannedSystem
+from rtsim.profile_choice import choose_profile
 from rtsim.service_level import ServiceLevel
+from rtsim.specs.gpu import GpuSpec
 
 Array = NDArray[Any]
 
@@ -29,13 +32,13 @@ _OPTIONAL = ("tpot_s", "tpot_s_high", "usd_per_hour", "energy_j_per_request")
 
 
 def planned(
-    found: Candidates, i: int, names: Sequence[str], limits: Limits, rate: float | None,
-    requests: Lengths, within: Array | None,
+    found: Candidates, i: int, names: Sequence[str], gpus: Sequence[GpuSpec], stack: str | None,
+    limits: Limits, rate: float | None, requests: Lengths, within: Array | None,
 ) -> PlannedSystem:  # fmt: skip
     """A candidate as it is shown.
 
-    names: of the GPUs; within: (candidates,) requests/s that its replica carries at most within the
-    limits, where it serves.
+    names: of the GPUs; stack: where the candidate names none; within: (candidates,) requests/s that
+    its replica carries at most within the limits, where it serves.
     """
     row = {name: float(column[i]) for name, column in found.columns.items()}
     if within is not None and rate is not None:
@@ -44,9 +47,11 @@ def planned(
     level = limits.level
     asked = row["requests_per_s"] if rate is None else rate
     tokens_per_hour = 3600.0 * asked * requests.mean_output_len
+    formats = dict(zip(FORMATS, system.formats, strict=True))
+    profile, _ = choose_profile(gpus[system.gpu].one_device(), formats["stack"] or stack)
     same: dict[str, Any] = {
         **dict(zip(DEGREES, system.degrees, strict=True)),
-        **dict(zip(FORMATS, system.formats, strict=True)),
+        **{**formats, "stack": profile.stack},
         **{name: int(row[name]) for name in ("num_gpus", "dp", "batch_size")},
         **{name: row[name] for name in _TIMES},
         **{name: _or_none(row[name]) for name in _OPTIONAL},
@@ -104,11 +109,11 @@ def nothing(
     batch = found.columns["batch_size"][i]
     if not np.isnan(batch):
         serving = "largest_in_flight" in found.columns
-        formats.append(f"{batch:.0f} in flight" if serving else f"batch {batch:.0f}")
+        formats.append(f"{batch:,.0f} in flight" if serving else f"batch {batch:,.0f}")
     where = ", ".join([split, *formats])
     return NothingSatisfies(
-        f"none of {len(lost):,} candidates satisfies; nearest is {names[system.gpu]} ({where}): "
-        f"{text}. {fix} would do"
+        f"none of {units.counted(len(lost), 'candidate')} satisfies; nearest is "
+        f"{names[system.gpu]} ({where}): {text}. {fix[0].upper()}{fix[1:]} would do"
     )
 
 
@@ -124,7 +129,7 @@ def notes_on(requests: Lengths, share: float, level: ServiceLevel, static: bool)
     if level.source:
         notes.append(f"level {level.name}: {level.source}")
     if len(requests.share) > 1:
-        notes.append(f"the level is met by {100 * share:g} % of the requests")
+        notes.append(f"the level is met by {100 * share:g}% of the requests")
         if not static:
             notes.append(
                 f"{requests.n_requests:,} requests are served together at their mean lengths; "
@@ -136,5 +141,8 @@ def notes_on(requests: Lengths, share: float, level: ServiceLevel, static: bool)
             "buckets of nearly equal numbers of requests at their mean lengths; memory is that of "
             f"the longest request, the level is held against the {100 * share:g}th percentile"
         )  # fmt: skip
-        notes.append(f"{requests.n_requests:,} requests as {len(requests.share)} buckets: {how}")
+        notes.append(
+            f"{units.counted(requests.n_requests, 'request')} as "
+            f"{units.counted(len(requests.share), 'bucket')}: {how}"
+        )
     return tuple(notes)

@@ -108,7 +108,7 @@ def _told(name: str, row: Mapping[str, float], limits: Limits) -> tuple[str, str
         return text, f"--{name.lower()} {_rounded_up_ms(row[column])}"
     if name == "GPUs":
         need = int(row["num_gpus"])
-        return f"{need:,} GPUs of {limits.max_gpus:,}", f"--max-gpus {need}"
+        return f"{units.counted(need, 'GPU')} of {limits.max_gpus:,}", f"--max-gpus {need}"
     need = row["usd_per_hour"]
     budget = units.format_usd(limits.budget_usd_per_hour or 0.0)
     return f"{units.format_usd(need)}/h of {budget}/h", f"--budget {math.ceil(100 * need) / 100:g}"

@@ -12,36 +12,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rtsim import units
 from rtsim.errors import NotSupported, SpecError
 from rtsim.output import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
-    from rtsim.selection import Metric
     from rtsim.validate import FileErrors, Points, ValidationReport
 
 FORMATS = (".png", ".svg", ".pdf")
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P")  # a count prime to that of the colours
 # A panel with more points than this shows a fixed sample: beyond it points only hide each other.
 _MOST_POINTS = 6000
 _FEW_POINTS = 200  # from here down points are drawn larger
-_PANEL_INCHES = 4.6
+PANEL_INCHES = 4.6
 _MOST_COLUMNS = 3
-_LOG_RANGE = 30.0  # values that span more are drawn on a logarithmic axis
 
 
 def check_plot_file(path: str) -> None:
     """Raise SpecError or NotSupported where `path` could not be plotted to, before any work."""
     if Path(path).suffix.lower() not in FORMATS:
         raise SpecError("plot", path, f"must end in {', '.join(FORMATS)}")
-    _figures()
+    figures()
 
 
-def _figures() -> Any:
+def figures() -> Any:
     try:
         import matplotlib
     except ImportError:
@@ -65,8 +62,8 @@ def plot_validation(report: ValidationReport, path: str) -> None:
         raise NotSupported("no row was predicted: there is nothing to plot")
     columns = min(len(shown), _MOST_COLUMNS)
     rows = math.ceil(len(shown) / columns)
-    figure = _figures().Figure(
-        figsize=(_PANEL_INCHES * columns, _PANEL_INCHES * rows), layout="constrained"
+    figure = figures().Figure(
+        figsize=(PANEL_INCHES * columns, PANEL_INCHES * rows), layout="constrained"
     )
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (file, points) in zip(axes, shown, strict=False):
@@ -77,38 +74,8 @@ def plot_validation(report: ValidationReport, path: str) -> None:
         figure.savefig(out, format=Path(path).suffix[1:].lower(), dpi=150)
 
 
-def plot_frontier(
-    points: NDArray[Any], frontier: NDArray[Any], metrics: Sequence[Metric], path: str
-) -> None:
-    """Two metrics of many rows against each other, and those that no other row beats.
-
-    points, frontier: (2, rows). Written whole or not at all. Raises SpecError (format),
-    NotSupported (no matplotlib, nothing to plot) or OutputError.
-    """
-    check_plot_file(path)
-    points = points[:, np.isfinite(points).all(axis=0)]
-    if points.shape[1] == 0:
-        raise NotSupported("no row has both metrics: there is nothing to plot")
-    figure = _figures().Figure(figsize=(_PANEL_INCHES * 1.4, _PANEL_INCHES), layout="constrained")
-    axis = figure.subplots()
-    axis.scatter(*points, s=9, color=_COLOURS[5], alpha=0.6, linewidths=0, label="rows")
-    if frontier.shape[1]:
-        best = frontier[:, np.argsort(frontier[0], kind="stable")]
-        axis.plot(*best, "o-", color=_COLOURS[1], markersize=4, linewidth=1.2, label="frontier")
-    for name, values, metric in zip("xy", points, metrics, strict=True):
-        getattr(axis, f"set_{name}label")(
-            f"{metric.column} ({'more' if metric.largest else 'less'} is better)"
-        )
-        if values.min() > 0 and values.max() > _LOG_RANGE * values.min():
-            getattr(axis, f"set_{name}scale")("log")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    with replacing(path) as out:
-        figure.savefig(out, format=Path(path).suffix[1:].lower(), dpi=150)
-
-
 def _panel(axis: Any, file: FileErrors, points: Points) -> None:
-    scale, unit = _unit(points)
+    scale, unit = time_unit(points.measured_s)
     low = 0.8 * scale * min(points.measured_s.min(), points.predicted_s.min())
     high = 1.25 * scale * max(points.measured_s.max(), points.predicted_s.max())
     ends = np.array([low, high])
@@ -116,7 +83,7 @@ def _panel(axis: Any, file: FileErrors, points: Points) -> None:
     if np.isfinite(factors).any():
         factor = float(np.nanmedian(factors))
         axis.fill_between(ends, ends / factor, ends * factor, color="0.88", lw=0,
-                          label=f"90 % interval (x{factor:.2f})")  # fmt: skip
+                          label=f"90% interval (x{factor:.2f})")  # fmt: skip
     axis.plot(ends, ends, color="0.35", lw=1, zorder=3)
     total = len(points.measured_s)
     sample = np.arange(total)
@@ -129,16 +96,18 @@ def _panel(axis: Any, file: FileErrors, points: Points) -> None:
         own = sample[points.gpu[sample] == gpu]
         axis.scatter(
             scale * points.measured_s[own], scale * points.predicted_s[own], s=size, alpha=alpha,
-            color=_COLOURS[i % len(_COLOURS)], marker=_MARKERS[i % len(_MARKERS)], linewidths=0,
+            color=COLOURS[i % len(COLOURS)], marker=_MARKERS[i % len(_MARKERS)], linewidths=0,
             label=gpu or "GPU not stated", zorder=2, rasterized=True,
         )  # fmt: skip
     axis.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
     axis.set_xlabel(f"measured ({unit})")
     axis.set_ylabel(f"predicted ({unit})")
     stats = file.metrics[file.headline].total
-    figures = "" if stats is None else f", mean error {100 * stats.mape:.1f} %"
+    figures = "" if stats is None else f", mean error {100 * stats.mape:.1f}%"
     part = f" ({len(sample):,} shown)" if len(sample) < total else ""
-    axis.set_title(f"{Path(file.file).name}\n{total:,} rows{part}{figures}", fontsize=9)
+    axis.set_title(
+        f"{Path(file.file).name}\n{units.counted(total, 'row')}{part}{figures}", fontsize=9
+    )
     legend = axis.legend(
         fontsize=7, loc="upper left", framealpha=0.9, markerscale=1 if size > 7 else 2
     )
@@ -146,9 +115,9 @@ def _panel(axis: Any, file: FileErrors, points: Points) -> None:
         handle.set_alpha(1)
 
 
-def _unit(points: Points) -> tuple[float, str]:
-    """Factor and name of the unit in which the middle time is a readable number."""
-    middle_s = float(np.median(points.measured_s))
+def time_unit(times_s: NDArray[Any]) -> tuple[float, str]:
+    """Factor and name of the unit in which the middle one of some times is a readable number."""
+    middle_s = float(np.median(times_s))
     if middle_s < 1e-3:
         return 1e6, "us"
     return (1e3, "ms") if middle_s < 1.0 else (1.0, "s")

@@ -35,5 +35,5 @@ def title_of(p: Prediction, *, batch: bool = True) -> str:
     split = f" ({', '.join(degrees)})" if degrees else ""
     return (
         f"{p.model.name} on {p.num_gpus} x {p.gpu.name}{split}\n"
-        f"{sizes}prompt {w.input_len}, output {w.output_len}, {formats}, {p.stack}"
+        f"{sizes}prompt {w.input_len:,}, output {w.output_len:,}, {formats}, {p.stack}"
     )

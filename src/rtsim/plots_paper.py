@@ -59,7 +59,7 @@ def _style(index: int) -> dict[str, Any]:
 
 
 def plot_comparison(result: Comparison, path: str) -> None:
-    """Runtime, cost and energy of every system per request, with their 90 % intervals.
+    """Runtime, cost and energy of every system per request, with their 90% intervals.
 
     Raises SpecError (format), NotSupported (no matplotlib) or OutputError.
     """
@@ -91,9 +91,9 @@ def plot_comparison(result: Comparison, path: str) -> None:
     axes[0].invert_yaxis()
     w = systems[0].prediction.workload
     figure.suptitle(
-        f"{w.input_len} prompt and {w.output_len} output tokens, batch {w.batch_size}"
+        f"{w.input_len:,} prompt and {w.output_len:,} output tokens, batch {w.batch_size:,}"
         + (f", {', '.join(next(iter(places)))}" if len(places) == 1 else "")
-        + "; x GPUs; bars: 90 % interval",
+        + "; x GPUs; bars: 90% interval",
         fontsize=10,
     )
     _save(figure, path)

@@ -109,10 +109,10 @@ def _draw_times(axis: Any, plan: Plan, systems: list[PlannedSystem]) -> None:
     if limited:
         axis.axvline(100.0, color="black", lw=1.0)
         axis.set_xlim(left=0.0)
-        axis.set_xlabel("% of the limit, up to the upper end of the 90 % interval", fontsize=9)
+        axis.set_xlabel("% of the limit, up to the upper end of the 90% interval", fontsize=9)
     else:
         axis.set_xscale("log")
-        axis.set_xlabel("seconds, up to the upper end of the 90 % interval", fontsize=9)
+        axis.set_xlabel("seconds, up to the upper end of the 90% interval", fontsize=9)
     axis.tick_params(axis="x", labelsize=8)
     axis.grid(axis="x", color="0.9")
     axis.set_axisbelow(True)

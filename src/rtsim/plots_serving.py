@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rtsim import units
 from rtsim.errors import NotSupported, SpecError, UnknownName
 from rtsim.output import replacing
 from rtsim.plots import check_plot_file
@@ -63,7 +64,7 @@ def _latency(figure: Any, found: Simulation) -> None:
         if math.isfinite(limit):
             axis.axvline(limit, color=colour, alpha=0.4, linewidth=1)
     axis.set(xscale="log", ylim=(0.0, 1.01), xlabel="time (s)", ylabel="share of observations")
-    axis.set_title(f"{result.n_finished:,} requests", fontsize=9)
+    axis.set_title(units.counted(result.n_finished, "request"), fontsize=9)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
 

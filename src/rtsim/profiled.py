@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rtsim import units
 from rtsim.errors import DataError
 from rtsim.fit import select_rows
 from rtsim.fitting.generation import Configuration, configurations
@@ -161,7 +162,9 @@ def fit_table(
             "output token needs at least two",
         )
     if len(sizes) < 3:
-        raise DataError(path, f"{label or 'the table'} has {len(sizes)} rows; a fit needs 3")
+        raise DataError(
+            path, f"{label or 'the table'} has {units.counted(len(sizes), 'row')}; a fit needs 3"
+        )
     fit = fit_two_parts(prompts, outputs, runtime_s)
     fitted_s = fit.runtime_s(prompts, outputs)
     residuals = runtime_s - fitted_s

@@ -45,9 +45,9 @@ def workload_line(p: Prediction) -> str:
         formats.append(f"KV cache {w.kv_cache_dtype}")
     if w.quantization not in (None, "none"):
         formats.append(f"weights {w.quantization}")
-    lengths = f"prompt {w.input_len}, output {w.output_len}"
+    lengths = f"prompt {w.input_len:,}, output {w.output_len:,}"
     if encodes(p):
-        lengths = f"input {w.input_len}"
+        lengths = f"input {w.input_len:,}"
     return f"batch {w.batch_size}, {lengths}, {', '.join(formats)}, stack {p.stack}"
 
 
@@ -144,9 +144,9 @@ def _limit_rows(p: Prediction) -> list[tuple[str, str, str]]:
     memory = p.memory
     if not memory.fits:
         return []
-    lengths = f"of {p.workload.input_len} + {p.workload.output_len} tokens"
+    lengths = f"of {p.workload.input_len:,} + {p.workload.output_len:,} tokens"
     if encodes(p):
-        lengths = f"of {p.workload.input_len} tokens"
+        lengths = f"of {units.counted(p.workload.input_len, 'token')}"
     return [
         ("  largest batch", f"{memory.max_batch_size:,}", lengths),
         (

@@ -62,8 +62,9 @@ def serving_view(p: ServingPrediction) -> RenderableType:
         title += f": {p.pools.prefill_gpus} for prompts, {p.pools.decode_gpus} for decoding"
     state = p.state
     subtitle = (
-        f"{state.concurrency:g} requests in flight, prompt {p.input_len}, output {p.output_len}, "
-        f"stack {p.stack}: {p.scheduler.policy}, {p.scheduler.token_budget} tokens a step"
+        f"{units.counted(state.concurrency, 'request')} in flight, prompt {p.input_len:,}, output "
+        f"{p.output_len:,}, "
+        f"stack {p.stack}: {p.scheduler.policy}, {p.scheduler.token_budget:,} tokens a step"
     )
     step = [
         (part.operator, units.format_seconds(part.time_s), f"{part.share:.1%}")
@@ -141,4 +142,4 @@ def _range(p: ServingPrediction, name: str) -> str:
     if interval is None:
         return ""
     low, high = interval
-    return f"90 %: {units.format_seconds(low)} to {units.format_seconds(high)}"
+    return f"90%: {units.format_seconds(low)} to {units.format_seconds(high)}"

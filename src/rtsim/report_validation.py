@@ -71,7 +71,9 @@ def validation_view(report: ValidationReport) -> RenderableType:
 
 
 def _file_view(file: FileErrors) -> list[RenderableType]:
-    parts: list[RenderableType] = [heading(f"{file.file}: {file.kind}, {file.rows} rows")]
+    parts: list[RenderableType] = [
+        heading(f"{file.file}: {file.kind}, {units.counted(file.rows, 'row')}")
+    ]
     if file.note:
         parts.append(plain(file.note))
     parts += [plain(f"skipped {count}: {reason}") for reason, count in file.skipped.items()]

@@ -92,12 +92,12 @@ def _unchanged(before: Prediction, after: Prediction, changes: Sequence[Operator
     more = len(changes) - _CHANGES_SHOWN
     text = f"{more} more move by less. " if more > 0 else ""
     if not names:
-        return f"{text}Every operator moves by more than 1 %."
+        return f"{text}Every operator moves by more than 1%."
     total_s = sum(row.time_s for row in after.breakdown)
     share = percent(stay_s / total_s if total_s > 0.0 else 0.0)
     largest = ", ".join(names[:_UNCHANGED_NAMED])
     others = f" and {len(names) - _UNCHANGED_NAMED} more" if len(names) > _UNCHANGED_NAMED else ""
-    return f"{text}Unchanged (within 1 %), {share} of the time: {largest}{others}."
+    return f"{text}Unchanged (within 1%), {share} of the time: {largest}{others}."
 
 
 def _ratio(before: float | None, after: float | None) -> str:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from rtsim import units
 from rtsim.curves import Curve
 from rtsim.errors import RtsimError, nearest_names
 from rtsim.gpus_needed import system_on
@@ -129,7 +130,9 @@ def _remarks(model: str, rows: Sequence[Score], chosen: System, stand: Stand) ->
     marks = []
     if stand.mapped:
         gpus = chosen.parallelism.num_gpus
-        marks.append(Marked(model, f"taken as {chosen.model.name} on {gpus} GPUs", False))
+        marks.append(
+            Marked(model, f"taken as {chosen.model.name} on {units.counted(gpus, 'GPU')}", False)
+        )
     longest = max(s.prompt_tokens + s.output_tokens for s in rows)
     if chosen.model.position == "learned" and longest > chosen.model.max_positions:
         marks.append(

@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rtsim import units
 from rtsim.bulk import each, n_threads
 from rtsim.catalog import load_gpu
 from rtsim.cluster import compute_on, connected
 from rtsim.errors import RtsimError, SpecError
 from rtsim.grid import make_grid
 from rtsim.parts import Store, check_file, store_for
-from rtsim.plots import check_plot_file, plot_frontier
+from rtsim.plots import check_plot_file
+from rtsim.plots_sweep import plot_frontier
 from rtsim.profile_choice import mixed_stacks
-from rtsim.selection import Metric, Selection, frontier
+from rtsim.selection import Metric, Selection
 from rtsim.specs import GpuSpec
 from rtsim.sweep_rows import Part, Request, compute_part, systems_of
 
@@ -36,6 +38,7 @@ _MOST_ROWS = 2**53
 _PILOT_ROWS = 1 << 14
 _BYTES_PER_VALUE = 8.0
 _ERRORS_KEPT = 3
+_DRAWN = (Metric("tpot_s"), Metric("usd_per_million_output_tokens"))  # unless --pareto says others
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +47,8 @@ class SweepResult:
 
     columns: axes, metrics and `error` by name, (rows,) each; empty where a file was written.
     n_rows: rows of the grid; n_kept: rows kept; n_failed: rows of the grid that had no prediction.
-    sampled: points of all rows that met the condition, for a figure; frontier: those of the
-    Pareto frontier.
+    For a figure, of all rows that met the condition, kept or not: sampled, points of them, and
+    frontier, those of the Pareto frontier.
     """
 
     columns: dict[str, Array]
@@ -90,15 +93,13 @@ def sweep(
     ([8], 3)
     """
     start = time.perf_counter()
-    pair = ("tpot_s", "usd_per_million_output_tokens")
     request = Request(make_grid(grid), where, sort, top, pareto)
     request.condition()
     selection = request.selection()
     if plot is not None:
         check_plot_file(str(plot))
-        if selection.pareto:
-            pair = (selection.pareto[0].column, selection.pareto[1].column)
-        request = Request(request.grid, where, sort, top, pareto, pair)
+        first, second = selection.pareto or _DRAWN
+        request = Request(request.grid, where, sort, top, pareto, (first, second))
     if output is not None:
         check_file(output)
     _confirm(request, n_threads(threads), yes)
@@ -106,9 +107,8 @@ def sweep(
     with store_for(request, output) as store:
         _fill(request, store, n_threads(threads), client, progress)
         result = _finish(request, store, selection, output, start)
-    if plot is not None:
-        axes = selection.pareto or (Metric(pair[0]), Metric(pair[1]))
-        plot_frontier(result.sampled, result.frontier, axes, str(plot))
+    if request.drawn is not None:
+        plot_frontier(result.sampled, result.frontier, request.drawn, str(plot))
     return result
 
 
@@ -189,8 +189,9 @@ def _finish(
     frequent = tuple(sorted(store.failures.items(), key=lambda item: -item[1])[:_ERRORS_KEPT])
     n_failed = sum(store.failures.values())
     if n_failed == request.grid.n_rows:
-        size = "1 row" if n_failed == 1 else f"{n_failed:,} rows"
-        raise SpecError("grid", size, f"none has a prediction: {frequent[0][0]}")
+        raise SpecError(
+            "grid", units.counted(n_failed, "row"), f"none has a prediction: {frequent[0][0]}"
+        )
     picked: Array | None = None
     if selection.thins or selection.sort is not None:
         picked = selection.final(store.columns(request, selection.columns), store.n_rows)
@@ -200,12 +201,8 @@ def _finish(
     else:
         store.write(request, picked, str(output))
     sampled = best = np.zeros((2, 0))
-    if request.sampled is not None:
-        sampled = store.sampled()
-        pair = store.columns(request, set(request.sampled))
-        axes = selection.pareto or tuple(map(Metric, request.sampled))
-        at = frontier(*(metric.of(pair) for metric in axes))
-        best = np.array([pair[name][at] for name in request.sampled], float)
+    if request.drawn is not None:
+        sampled, best = store.sampled(), store.frontier(request.drawn)
     return SweepResult(
         columns,
         request.grid.n_rows,

@@ -14,7 +14,7 @@ from rtsim.bulk import CHUNK_ROWS, OTHER_NAMES, as_columns
 from rtsim.errors import SpecError
 from rtsim.expression import Condition
 from rtsim.grid import NAMED, Grid
-from rtsim.selection import Selection, parse_pareto, parse_sort
+from rtsim.selection import Metric, Selection, frontier, parse_pareto, parse_sort
 from rtsim.system_rows import Systems
 
 Array = NDArray[Any]
@@ -34,7 +34,7 @@ class Request:
     sort: str | None = None
     top: int | None = None
     pareto: str | None = None
-    sampled: tuple[str, str] | None = None  # columns of a figure's points
+    drawn: tuple[Metric, Metric] | None = None  # axes of a figure
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -80,13 +80,15 @@ class Part:
     """Rows of one part that were kept.
 
     matrix: (2 + metrics, rows) number of the row, index of its error in `texts`, metrics.
-    counts: error -> rows of the part that have it, kept or not. sampled: (2, points) of a figure.
+    counts: error -> rows of the part that have it, kept or not. Of a figure, of all rows that meet
+    the condition: sampled, (2, points), and frontier, (2, points).
     """
 
     matrix: Array
     texts: list[str]
     counts: dict[str, int]
     sampled: Array
+    frontier: Array
 
 
 @lru_cache(maxsize=4)
@@ -127,21 +129,21 @@ def _thinned(request: Request, first: int, values: Array, codes: Array, texts: l
             columns_at(request, rows, values, codes, texts, condition.columns), len(rows)
         )
         rows, values, codes = rows[kept], values[:, kept], codes[kept]
-    sampled = np.zeros((2, 0))
-    if request.sampled is not None and len(rows):
+    sampled = best = np.zeros((2, 0))
+    if request.drawn is not None and len(rows):
+        names = [metric.column for metric in request.drawn]
+        shown = columns_at(request, rows, values, codes, texts, set(names))
+        points = np.array([shown[name] for name in names], float)
         some = max(1, math.ceil(_SAMPLED_ROWS / request.n_parts))
-        picked = np.unique(np.linspace(0, len(rows) - 1, some).astype(np.int64))
-        shown = columns_at(
-            request, rows[picked], values[:, picked], codes[picked], texts, set(request.sampled)
-        )
-        sampled = np.array([shown[name] for name in request.sampled], float)
+        sampled = points[:, np.unique(np.linspace(0, len(rows) - 1, some).astype(np.int64))]
+        best = points[:, frontier(*(metric.of(shown) for metric in request.drawn))]
     if selection.thins:
         kept = selection.early(
             columns_at(request, rows, values, codes, texts, selection.columns), len(rows)
         )
         rows, values, codes = rows[kept], values[:, kept], codes[kept]
     matrix = np.concatenate((rows[None].astype(float), codes[None].astype(float), values))
-    return Part(np.ascontiguousarray(matrix), texts, counts, sampled)
+    return Part(np.ascontiguousarray(matrix), texts, counts, sampled, best)
 
 
 def columns_at(

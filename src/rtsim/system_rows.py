@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rtsim_kernels import bulk_rows, row_figures, step, tables
+from rtsim_kernels import bulk_memo, bulk_rows, row_figures, step, tables
 
 from rtsim import units
 from rtsim.catalog import gpu_names, load_gpu, load_model
@@ -27,6 +27,7 @@ from rtsim.errors import RtsimError
 from rtsim.machine import MachineRows, machine_rows, plan_facts
 from rtsim.memory import Placement
 from rtsim.named_system import system
+from rtsim.operator_classes import classes_of, may_repeat, memory_rates
 from rtsim.operators import OperatorTable
 from rtsim.profile import GROUPS
 from rtsim.specs.changes import factor_in
@@ -60,6 +61,11 @@ class Base:
     row: Array
     machine: Array
     caches: Array
+
+    @cached_property
+    def classes(self) -> Array:
+        """(operators,) see `rtsim.operator_classes`."""
+        return classes_of(self.made.table, self.machine)
 
 
 def base_of(made: System) -> Base:
@@ -167,6 +173,8 @@ class Systems:
         self._gpu = self.columns.index("gpu")
         self._patches: dict[tuple[int, int], dict[int, float]] = {}
         self._checked: dict[tuple[tuple[int, ...], str], bool] = {}
+        places = bulk_memo.PLACES if may_repeat(values) else 0
+        self._memo = np.zeros((places, bulk_memo.WORDS), np.int64)
 
     def _request(self, codes: tuple[int, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
         """(arguments of `system`, figures to change) of a system."""
@@ -272,7 +280,8 @@ class Systems:
         if not distinct:
             none = np.zeros(0, step.MACHINE)
             return Packed(np.zeros(len(systems), row_figures.SYSTEM), none, {}, errors, bases)
-        joined, rows = _joined(distinct)
+        joined, rows = _joined(distinct, len(self._memo) > 0)
+        joined["memo"] = self._memo
         made = rows[which]
         made["machine"] = np.arange(len(systems))
         made["machine"][which < 0] = -1
@@ -285,6 +294,8 @@ class Systems:
                 patched = rows_of[name]
                 shape = (-1,) + (1,) * (patched.ndim - 1)
                 patched[indices] = figures_of.reshape(shape)
+        if len(self._memo):
+            made["memory_rate"] = memory_rates(machines["device"]["hbm_bytes_per_s"])
         return Packed(made, machines, joined, errors, bases)
 
 
@@ -362,12 +373,17 @@ def _equal(
     return before.tobytes() == after.tobytes()
 
 
-def _joined(bases: Sequence[Base]) -> tuple[dict[str, Array], Array]:
-    """The tables of some bases joined (`bulk_rows.Tables`), and their rows with places in them."""
+def _joined(bases: Sequence[Base], alike: bool) -> tuple[dict[str, Array], Array]:
+    """The tables of some bases joined (`bulk_rows.Tables` but `memo`), and their rows in them.
+
+    alike: whether the classes of operators are wanted.
+    """
     places: dict[int, tuple[int, int, int, int]] = {}
-    parts: dict[str, list[Array]] = {field: [] for field in bulk_rows.Tables._fields}
+    names = [field for field in bulk_rows.Tables._fields if field != "memo"]
+    parts: dict[str, list[Array]] = {field: [] for field in names}
+    parts["classes"].append(np.zeros(0))
     rows = stacked([base.row for base in bases])
-    n_operators = n_segments = n_caches = 0
+    n_operators = n_segments = n_caches = n_classes = 0
     for row, base in zip(rows, bases, strict=True):
         table = base.made.table
         place = places.get(id(table))
@@ -387,4 +403,8 @@ def _joined(bases: Sequence[Base]) -> tuple[dict[str, Array], Array]:
         row["first_cache"], row["last_cache"] = n_caches, n_caches + len(base.caches)
         parts["caches"].append(base.caches)
         n_caches += len(base.caches)
+        if alike:
+            row["first_class"] = n_classes
+            parts["classes"].append(base.classes)
+            n_classes += len(base.classes)
     return {field: np.concatenate(arrays) for field, arrays in parts.items()}, rows

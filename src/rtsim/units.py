@@ -320,6 +320,15 @@ def format_count(count: float, digits: int = 3) -> str:
     return f"{text} {prefix}".rstrip()
 
 
+def counted(number: float, noun: str, nouns: str | None = None) -> str:
+    """A count with its noun, in the plural where it is not one; nouns: an irregular plural.
+
+    >>> counted(1, "row"), counted(8192, "row"), counted(2, "batch", "batches")
+    ('1 row', '8,192 rows', '2 batches')
+    """
+    return f"{number:,.10g} {noun if number == 1 else nouns or noun + 's'}"
+
+
 def format_usd(amount_usd: float, digits: int = 3) -> str:
     """
     >>> format_usd(0.0405), format_usd(1.95e-06)

@@ -257,7 +257,7 @@ def test_predict_with_changes(rtsim) -> None:
         "Before",
         "Ratio",
         "Operator that moves",
-        "Unchanged (within 1 %)",
+        "Unchanged (within 1%)",
         "hbm_bytes_per_s = 4.08 TB/s",
     ):
         assert shown in result.out

@@ -33,7 +33,7 @@ def client() -> Iterator[Any]:
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
         ) as made,
-        distributed.Client(made) as client,
+        distributed.Client(made, set_as_default=False) as client,
     ):
         yield client
 
@@ -65,7 +65,7 @@ def test_another_version_on_a_worker_is_refused(client: Any, monkeypatch) -> Non
         sweep(GRID, scheduler=client)
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x", "no-such-host:1"])
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x:1", "no-such-host:1"])
 def test_a_scheduler_that_is_not_there(address: str, monkeypatch) -> None:
     monkeypatch.setattr(cluster, "_ANSWER_S", 1.0)
     start = time.monotonic()
@@ -74,3 +74,9 @@ def test_a_scheduler_that_is_not_there(address: str, monkeypatch) -> None:
     assert time.monotonic() - start < 30
     assert caught.value.exit_status == 2
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "tcp://host", "host:port", "tcp://:8786"])
+def test_what_is_no_address_is_refused_at_once(address: str) -> None:
+    with pytest.raises(SpecError, match=r"must be an address, such as tcp://host:8786"):
+        sweep({"model": "gpt-j-6b", "gpu": "h100"}, scheduler=address)

@@ -67,7 +67,7 @@ def test_truncated_outputs_are_marked_and_left_out() -> None:
     fit = denoise_model("m", rows)
     assert [row.line for row in fit.marked] == [77, 78]
     assert fit.marked[0].reason == (
-        "prompt 512, output 32 in 342 ms, 64 % below the floor of the table: output cut short?"
+        "prompt 512, output 32 in 342 ms, 64% below the floor of the table: output cut short?"
     )
     assert fit.curve.per_output_token_s == pytest.approx(0.02, rel=0.01)
 
@@ -87,7 +87,7 @@ def test_thin_cells_are_named() -> None:
     assert "at most 2 repeats" in fit.notes[0]
     waiting = denoise_model("m", calls(lambda p, o, r: 1.0 if (p, o) == (256, 4) else 0.0))
     assert [cell for cell in waiting.thin if "above the floor" in cell] == [
-        "prompt 256, output 4: fastest 302 % above the floor"
+        "prompt 256, output 4: fastest 302% above the floor"
     ]
 
 

@@ -253,7 +253,7 @@ def test_the_nearest_miss_and_its_fix(asked: dict[str, Any]) -> None:
 
 
 def test_models_that_fit_nowhere_say_so() -> None:
-    with pytest.raises(NothingSatisfies, match=r"GB per GPU of .* GB. a larger --tp"):
+    with pytest.raises(NothingSatisfies, match=r"GB per GPU of .* GB. A larger --tp"):
         plan("llama-3.1-405b", "a100", tp=1, pp=1, rate_per_s=1, level="batch", **SIZES)
 
 
@@ -396,3 +396,18 @@ def test_junk_in_a_file_of_lengths(tmp_path: Path, capsys: pytest.CaptureFixture
     command = ["plan", "--arch", "gpt-j-6b", "--gpu", "a100", "--rate", "1", "--level", "chat"]
     assert run([*command, "--lengths", str(path)]) == 2
     assert "line 3, column output_tokens: 'many' is no" in capsys.readouterr().err
+
+
+def test_systems_say_which_stack_they_were_taken_with() -> None:
+    found = plan(
+        "gpt-j-6b", ["a100", "h100"], rate_per_s=5.0, level="chat", input_len=512, output_len=64,
+        static=True, runner_ups=20,
+    )  # fmt: skip
+    stacks = {one.gpu: one.stack for one in (found.best, *found.runner_ups)}
+    for gpu, stack in stacks.items():
+        assert stack == rtsim.predict("gpt-j-6b", gpu).stack
+    assert any("stacks differ" in note for note in found.notes) == (len({*stacks.values()}) > 1)
+    served = plan(
+        "gpt-j-6b", "a100", rate_per_s=5.0, level="chat", input_len=512, output_len=64, tp=1, pp=1
+    )
+    assert served.best.stack == "vllm"

@@ -37,7 +37,7 @@ def test_text_and_json_say_the_same(run):
     status, text, _ = run(*SYSTEM, *load)
     assert status == 0
     assert "60 requests, 20 a second, poisson arrivals, seed 0" in text
-    assert "99.0 % asked: met" in " ".join(text.split())
+    assert "99.0% asked: met" in " ".join(text.split())
     body = json.loads(run(*SYSTEM, *load, "--json")[1])
     assert body["n_finished"] == 60
     assert body["ttft"]["p50_s"] <= body["ttft"]["p99_s"] <= body["ttft"]["max_s"]
@@ -55,7 +55,7 @@ def test_a_search_says_why_a_rate_misses_a_level_without_limits(run):
     assert "TTFT p90" in text
     misses = [line for line in text.splitlines() if "misses" in line]
     assert misses
-    assert all("100.0 %" in line and line.endswith("misses: piles up") for line in misses)
+    assert all("100.0%" in line and line.endswith("misses: piles up") for line in misses)
 
 
 @pytest.mark.parametrize(("rate", "overloaded"), [("5", False), ("400", True)])
@@ -275,3 +275,19 @@ def test_two_outputs_in_one_file_are_refused(refused, tmp_path: Path) -> None:
     err = refused(*SYSTEM, *load, "--records", str(both), "--chrome-trace", str(both))
     assert "also written by --records" in err
     assert not both.exists()
+
+
+def test_a_share_is_never_rounded_up_to_what_was_asked():
+    """98.996% is not 99.0%: more digits until the text is below what was asked."""
+    from types import SimpleNamespace
+
+    from rtsim.cli.simulate_view import _met
+
+    def said(met: float, share: float) -> str:
+        return _met(SimpleNamespace(met_frac=met, share=share))  # type: ignore[arg-type]
+
+    assert said(0.98996, 0.99) == "98.996%"
+    assert said(0.9, 0.99) == "90.0%"
+    assert said(0.9996, 1.0) == "99.96%"
+    assert said(1.0, 1.0) == "100.0%"
+    assert said(0.99, 0.99) == "99.0%"

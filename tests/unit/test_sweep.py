@@ -21,6 +21,7 @@ from rtsim.cli.main import run
 from rtsim.errors import NotSupported, OutputError, RtsimError, SpecError, UnknownName
 from rtsim.grid import make_grid
 from rtsim.parts import FileStore
+from rtsim.selection import frontier
 from rtsim.sweep import sweep
 
 GRID: dict[str, Any] = {
@@ -204,6 +205,7 @@ SLOW = f"""
 import sys, time
 from rtsim import sweep_rows
 from rtsim.parts import FileStore
+from rtsim.selection import frontier
 from rtsim.sweep import sweep
 put = FileStore.put
 def slow(self, number, part):
@@ -421,3 +423,19 @@ def test_stacks_that_nobody_named_are_said_to_differ(capsys) -> None:
     assert "Note: stacks differ" in capsys.readouterr().out
     assert run([*command, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["notes"] == [note]
+
+
+def test_the_figure_shows_the_frontier_of_all_rows(tmp_path: Path) -> None:
+    """Whatever few rows are kept, and with what was computed before a stop."""
+    every = sweep({**GRID}, where="fits", plot=tmp_path / "a.svg")
+    few = sweep({**GRID}, where="fits", top=1, sort="tpot_s", plot=tmp_path / "b.svg")
+    assert few.n_kept == 1
+    x, y = (every.columns[name] for name in ("tpot_s", "usd_per_million_output_tokens"))
+    best = frontier(x, y)
+    assert len(best) > 1
+    expected = sorted(zip(x[best], y[best], strict=True))
+    for found in (every, few):
+        assert sorted(zip(*found.frontier, strict=True)) == expected
+    text = (tmp_path / "b.svg").read_text(encoding="utf-8")
+    assert "time per output token (ms)" in text
+    assert "USD per million output tokens" in text

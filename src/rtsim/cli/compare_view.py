@@ -90,9 +90,9 @@ def view(result: Comparison) -> RenderableType:
     first = result.systems[0].prediction.workload
     # Encoders, which make one pass over their input, stand beside nothing that generates.
     encoders = all(one.prediction.model.kind == "encoder" for one in result.systems)
-    lengths = f"{first.input_len} prompt and {first.output_len} output tokens"
+    lengths = f"{first.input_len:,} prompt and {first.output_len:,} output tokens"
     if encoders:
-        lengths = f"{first.input_len} input tokens"
+        lengths = f"{first.input_len:,} input tokens"
     parts: list[RenderableType] = [
         heading(f"Idealized: {lengths}, batch {first.batch_size}"),
         plain(f"energy by {_ENERGY_WORDS[result.energy_model]}"),
@@ -100,7 +100,7 @@ def view(result: Comparison) -> RenderableType:
     ]
     letters = _letters(result)
     on = ("On",) if len(letters) > 1 else ()
-    made = table("Model", *on, "GPUs", "Runtime", "90 %", "Rank", "Cost", "Energy")
+    made = table("Model", *on, "GPUs", "Runtime", "90%", "Rank", "Cost", "Energy")
     ordered = sorted(result.systems, key=lambda one: one.runtime_s)
     for one in ordered:
         p = one.prediction
@@ -178,7 +178,7 @@ def _signed(seconds: float) -> str:
 
 
 def _half_width(interval: Interval | None, value: float) -> str:
-    return "" if interval is None else f"+-{100.0 * (interval.high / value - 1.0):.1f} %"
+    return "" if interval is None else f"+-{100.0 * (interval.high / value - 1.0):.1f}%"
 
 
 def _rank(one: Compared, metric: str) -> str:

@@ -66,7 +66,7 @@ def view(
         heading(f"{file}: T(p, o) = overhead + prefill(p) + (o - 1) x per token"),
         plain(""),
     ]
-    made = table("Model", "Calls", "Per token", "95 %", "Overhead", "95 %", text=("Model",))
+    made = table("Model", "Calls", "Per token", "95%", "Overhead", "95%", text=("Model",))
     by_model = {fit.curve.model: fit for fit in fits}
     for curve in curves:
         fit = by_model.get(curve.model)

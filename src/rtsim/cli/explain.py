@@ -79,8 +79,8 @@ def _view(found: Explanation) -> RenderableType:
     w = p.workload
     tpot = "" if p.tpot_s is None else f"TPOT {units.format_seconds(p.tpot_s)}, "
     parts: list[Any] = [
-        Text(f"{p.model.name} on {p.num_gpus} x {p.gpu.name}, batch {w.batch_size}, prompt "
-             f"{w.input_len}, output {w.output_len}", style="bold"),
+        Text(f"{p.model.name} on {p.num_gpus} x {p.gpu.name}, batch {w.batch_size:,}, prompt "
+             f"{w.input_len:,}, output {w.output_len:,}", style="bold"),
         Text(f"TTFT {units.format_seconds(p.ttft_s)}, {tpot}latency "
              f"{units.format_seconds(p.e2e_latency_s)}"),
         "",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rtsim import units
 from rtsim.cli.status import INTERRUPTED
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def summary_lines(done: Collected, output: str) -> list[str]:
     from rtsim.units import format_bytes_per_s, format_flops_per_s
 
     kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(done.by_kind.items()))
-    lines = [f"{output}: {done.measured} rows measured in {done.took_s:.0f} s"
+    lines = [f"{output}: {units.counted(done.measured, 'row')} measured in {done.took_s:.0f} s"
              + (f" ({kinds})" if kinds else "") + f", {done.before} there before"]  # fmt: skip
     for name, rate in done.ceilings.items():
         kind, _, dtype = name.partition(".")
@@ -66,7 +67,9 @@ def summary_lines(done: Collected, output: str) -> list[str]:
     for reason, count in done.faults.items():
         lines.append(f"  not measured: {count}, {reason}; such as {done.examples[reason]}")
     if done.throttled:
-        lines.append(f"  {done.throttled} rows with the clock held down (column throttle)")
+        lines.append(
+            f"  {units.counted(done.throttled, 'row')} with the clock held down (column throttle)"
+        )
     if done.left:
         more = (
             f"{done.left_s:.0f} s" if done.left_s < 100.0 else f"{done.left_s / 60.0:.0f} minutes"

@@ -62,7 +62,7 @@ def view(plan: Plan) -> RenderableType:
 
     best = plan.best
     parts: list[RenderableType] = [
-        Text(f"{plan.model}: {_sought(plan)}; {plan.n_candidates:,} candidates, "
+        Text(f"{plan.model}: {_sought(plan)}; {units.counted(plan.n_candidates, 'candidate')}, "
              f"all predicted", style="bold"),
         Text(_asked(plan)),
         "",
@@ -73,7 +73,10 @@ def view(plan: Plan) -> RenderableType:
         _reasons(plan),
         "",
     ]  # fmt: skip
-    notes = [f"{n:,} candidates are not possible: {text}" for text, n in plan.errors]
+    notes = [
+        f"{units.counted(n, 'candidate')} {'is' if n == 1 else 'are'} not possible: {text}"
+        for text, n in plan.errors
+    ]
     if not best.within_interval:
         notes.append(
             "the upper end of the 90% interval misses the level: --confident plans for that"
@@ -92,15 +95,15 @@ def _sought(plan: Plan) -> str:
 def _asked(plan: Plan) -> str:
     lengths = plan.lengths
     if len(lengths.share) == 1:
-        requests = f"{lengths.mean_input_len:g} + {lengths.mean_output_len:g} tokens"
+        requests = f"{lengths.mean_input_len:,g} + {lengths.mean_output_len:,g} tokens"
     else:
         requests = (
-            f"{lengths.mean_input_len:.0f} + {lengths.mean_output_len:.0f} tokens on average, "
+            f"{lengths.mean_input_len:,.0f} + {lengths.mean_output_len:,.0f} tokens on average, "
             f"{lengths.source}"
         )
     load = []
     if plan.rate_per_s is not None:
-        load.append(f"{plan.rate_per_s:g} requests/s")
+        load.append(f"{plan.rate_per_s:,g} requests/s")
     if plan.budget_usd_per_hour is not None:
         load.append(f"at most {units.format_usd(plan.budget_usd_per_hour)}/h")
     return f"{', '.join(load)}; a request has {requests}"
@@ -145,19 +148,21 @@ def _headline(plan: Plan) -> Any:
 
 
 def _replicas(system: PlannedSystem, static: bool) -> str:
-    plural = "replica" if system.dp == 1 else "replicas"
     formats = [f"{name} {value}" for name in _FORMATS if (value := getattr(system, name))]
     return ", ".join(
-        [f"{system.dp:,} {plural} of {_split(system)}", _batch(system, static), *formats]
+        [
+            f"{units.counted(system.dp, 'replica')} of {_split(system)}",
+            _batch(system, static),
+            *formats,
+        ]
     )
 
 
 def _batch(system: PlannedSystem, static: bool) -> str:
     if static:
-        return f"batch {system.batch_size}"
-    requests = "request" if system.batch_size == 1 else "requests"
+        return f"batch {system.batch_size:,}"
     each = " each" if system.dp > 1 else ""
-    return f"{system.batch_size:,} {requests} in flight{each}"
+    return f"{units.counted(system.batch_size, 'request')} in flight{each}"
 
 
 def _split(system: PlannedSystem) -> str:
@@ -185,9 +190,13 @@ def _systems(plan: Plan) -> Any:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     systems = [plan.best, *plan.runner_ups]
+    # By GPU: stacks that differ with the GPU alone are in the notes.
+    n_gpus = len({one.gpu for one in systems})
     formats = [
-        name for name in _FORMATS if len({getattr(one, name) for one in systems}) > 1
-    ]  # fmt: skip
+        name
+        for name in _FORMATS
+        if len({(one.gpu, getattr(one, name)) for one in systems}) > n_gpus
+    ]
     varies = "Latency"
     if plan.objective == "energy":
         varies = "J/req"
@@ -208,7 +217,7 @@ def _systems(plan: Plan) -> Any:
             "Req/s": f"{one.requests_per_s:.3g}",
         }
         table.add_row(
-            one.gpu, f"{one.num_gpus:,}", f"{one.dp} x {_split(one)}", str(one.batch_size),
+            one.gpu, f"{one.num_gpus:,}", f"{one.dp:,} x {_split(one)}", f"{one.batch_size:,}",
             *(getattr(one, name) or "own" for name in formats),
             units.format_seconds(one.ttft_s), tpot or "-",
             figures[varies], usd or "-",

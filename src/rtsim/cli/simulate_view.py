@@ -143,8 +143,7 @@ def _system(found: Simulation) -> str:
             "tp": p.tp, "pp": p.pp, "ep": p.ep, "attention-dp": p.attention_dp,
         }  # fmt: skip
         split = " ".join(f"{k} {v}" for k, v in degrees.items() if v > 1 or k == "tp")
-        plural = "replica" if n == 1 else "replicas"
-        parts.append(" ".join(filter(None, (str(n), name, f"{plural} of {split}"))))
+        parts.append(f"{units.counted(n, f'{name} replica'.strip())} of {split}")
     gpus = " + ".join(dict.fromkeys(one.system.gpu.name for one in deployment.engines))
     return f"{engine.system.model.name} on {deployment.num_gpus} x {gpus}: {', '.join(parts)}"
 
@@ -161,10 +160,10 @@ def _engine(found: Simulation) -> str:
 
 def _load(found: Simulation) -> str:
     result, traffic = found.result, found.traffic
-    text = f"{result.n_requests:,} requests, "
+    text = f"{units.counted(result.n_requests, 'request')}, "
     if found.concurrency:
         return f"{text}{found.concurrency:,} kept in flight, {found.source}"
-    return f"{text}{traffic.rate_per_s:.4g} a second, {found.source}"
+    return f"{text}{traffic.rate_per_s:,.4g} a second, {found.source}"
 
 
 def _searched(found: Capacity) -> RenderableType:
@@ -174,11 +173,20 @@ def _searched(found: Capacity) -> RenderableType:
     for one in found.tried:
         r = one.result
         made.add_row(
-            f"{one.rate_per_s:.4g}", percent(r.met_frac), f"{r.goodput_per_s:.4g}",
+            f"{one.rate_per_s:,.4g}", _met(r), f"{r.goodput_per_s:,.4g}",
             _seconds(r.ttft.percentiles[last]), _seconds(r.tpot.percentiles[last]),
             _verdict(one, found),
         )  # fmt: skip
     return made
+
+
+def _met(result: Simulated) -> str:
+    """The share of requests within the level, never rounded up to what was asked for."""
+    for digits in range(1, 6):
+        text = f"{100.0 * result.met_frac:.{digits}f}"
+        if result.met_frac >= result.share or float(text) < 100.0 * result.share:
+            break
+    return f"{text}%"
 
 
 def _verdict(one: Tried, found: Capacity) -> str:
@@ -222,7 +230,7 @@ def _rates(found: Simulation) -> RenderableType:
                   if math.isfinite(limit)]  # fmt: skip
         verdict = "met" if r.meets_level else "missed"
         made.add_row("Goodput", f"{r.goodput_per_s:.4g}/s",
-                     f"{percent(r.met_frac)} within {', '.join(limits)}; {percent(r.share)} asked: "
+                     f"{_met(r)} within {', '.join(limits)}; {percent(r.share)} asked: "
                      f"{verdict}")  # fmt: skip
     made.add_row("Waiting", f"{r.mean_waiting:.3g}", f"on average, at most {r.most_waiting:,}")
     made.add_row("Running", f"{r.mean_running:.3g}",

@@ -50,6 +50,7 @@ _SHORT = {
     "output_len": "Output", "concurrency": "In flight",
 }  # fmt: skip
 _GAP = 2  # between columns
+_RATED_ROWS = 100_000  # fewer take no longer than to load or compile the kernels
 
 
 @contextmanager
@@ -90,22 +91,23 @@ def show(result: SweepResult, extra: Iterable[str | None]) -> None:
         parts = _tables(result, extra, console.console_width()) if result.n_kept else []
     parts.append(Text(summary(result)))
     for text, n_rows in result.errors:
-        parts.append(Text(f"no prediction for {_rows(n_rows)}: {text}"))
+        parts.append(Text(f"no prediction for {units.counted(n_rows, 'row')}: {text}"))
     parts += [Text(f"Note: {note}") for note in result.notes]
     console.write(Group(*parts))
 
 
 def summary(result: SweepResult) -> str:
     """How many rows there were, how many are kept, how long it took."""
-    rate = result.n_rows / max(result.seconds, 1e-9)
-    kept = f", {_rows(result.n_kept)} kept" if result.n_kept != result.n_rows else ""
+    rate = ""
+    if result.n_rows >= _RATED_ROWS:
+        rate = f" ({result.n_rows / max(result.seconds, 1e-9):,.0f} a second)"
+    kept = ""
+    if result.n_kept != result.n_rows:
+        kept = f", {units.counted(result.n_kept, 'row')} kept"
     where = "" if result.output is None else f" to {result.output}"
     seconds = units.format_seconds(result.seconds)
-    return f"{_rows(result.n_rows)}{kept}{where} in {seconds} ({rate:,.0f} a second)"
-
-
-def _rows(count: int) -> str:
-    return f"{count:,} row" if count == 1 else f"{count:,} rows"
+    rows = units.counted(result.n_rows, "row")
+    return f"{rows}{kept}{where} in {seconds}{rate}"
 
 
 def to_json(result: SweepResult) -> dict[str, Any]:
@@ -198,7 +200,7 @@ def _table(columns: list[_Column]) -> Any:
 
 
 def _figure(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else f"{value:,}"
 
 
 def _cell(value: Any, write: Callable[[Any], str]) -> str:

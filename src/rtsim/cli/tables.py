@@ -60,7 +60,7 @@ def listed(title: str, lines: Iterable[str], most: int = SHOWN) -> list[Renderab
 
 def percent(frac: float | None) -> str:
     """A share as per cent."""
-    return "-" if frac is None or math.isnan(frac) else f"{100.0 * frac:.1f} %"
+    return "-" if frac is None or math.isnan(frac) else f"{100.0 * frac:.1f}%"
 
 
 def as_json(value: Any) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from rtsim import units
 from rtsim.catalog import load_gpu
 from rtsim.errors import DataError, UnknownName, nearest_names
 from rtsim.fit import Fit
@@ -256,7 +257,7 @@ def why_nothing(
     reasons: Counter[str] = Counter()
     for report in reports:
         reasons.update(report.skipped)
-    parts = [f"{count} rows: {reason}" for reason, count in reasons.most_common(4)]
+    parts = [f"{units.counted(count, 'row')}: {reason}" for reason, count in reasons.most_common(4)]
     if beaten:
         first = beaten[0]
         parts.append(f"such as line {first.line} of {Path(first.file).name}")

@@ -6,6 +6,7 @@ import math
 
 from rtsim_kernels import serving_state as st
 
+from rtsim import units
 from rtsim.serving.arrivals import Played, Traffic
 from rtsim.serving.capacity import Capacity
 from rtsim.serving.deployment import Deployment
@@ -20,14 +21,19 @@ def notes_on(
     notes = []
     for reason, n in result.refused.items():
         text = why_refused(reason, deployment)
-        notes.append(f"{n:,} of {result.n_requests:,} requests were rejected: {text}")
+        notes.append(
+            f"{n:,} of {units.counted(result.n_requests, 'request')} were rejected: {text}"
+        )
     if result.overloaded and carried is not None:
         notes.append(_overload_note(result, carried))
     if found is not None:
         notes.append(_capacity_note(found, result))
     if isinstance(traffic, Played) and traffic.n_requests > traffic.n_recorded:
         times = traffic.n_requests / traffic.n_recorded
-        notes.append(f"the trace of {traffic.n_recorded:,} requests is played {times:.3g} times")
+        notes.append(
+            f"the trace of {units.counted(traffic.n_recorded, 'request')} is played "
+            f"{times:.3g} times"
+        )
     if result.preemptions:
         notes.append(
             f"{result.preemptions:,} preemptions: the cache was full"
