@@ -82,7 +82,11 @@ def steady_state(
     output_steps = max(0.0, load.output_len - 1.0) / gain
     room = load.token_budget
     if load.policy == MIXED:
-        room = max(0.25 * load.token_budget, load.token_budget - requests * checked)
+        # Decodes take their part of the budget: those of all requests, or of as many as the rest
+        # of it lets in.
+        kept = output_steps * load.token_budget / (new + output_steps * checked)
+        room = load.token_budget - checked * min(requests, kept)
+        room = max(0.25 * load.token_budget, room)
     chunk = min(new, room)
     chunks = new / chunk
     budgets = new / room

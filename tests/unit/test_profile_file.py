@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import rtsim
 from rtsim.errors import OutputError
 from rtsim.operators import StackTraits
 from rtsim.profile import DECLARED, GROUPS, Profile, load_profile, profile_names
-from rtsim.profile_file import profile_toml, rounded, write_profile
+from rtsim.profile_file import profile_toml, rounded, uncertainties, write_profile
 
 FREEDOMS = ["host.launch_s", "gemm.fp16.hbm_frac"]
 COVARIANCE = np.array([[0.0123456, -0.001], [-0.001, 2e-7]])
@@ -116,3 +117,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
         write_profile(path, "\ud800")  # cannot be encoded
     assert path.read_text() == before
     assert [p.name for p in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_file_is_written_again_as_it_is() -> None:
+    """What is read back of kernels is all that the file says of them."""
+    path = Path(rtsim.__file__).parent / "data" / "profiles" / "sglang-h100-sxm5-80gb.toml"
+    known = uncertainties(path)
+    assert len(known) > 10
+    text = profile_toml(load_profile(path.stem), kernels=known)
+    assert text == path.read_text(encoding="utf-8")

@@ -284,6 +284,11 @@ def test_groups_in_lockstep_step_together():
     assert short["ttft_s"] == long["ttft_s"]
     assert short["e2e_latency_s"] == long["e2e_latency_s"]
     assert short["group"] != long["group"]
+    # The step of the longer prompt, with the experts under the mean of both.
+    pooled = (6000 + 100) / 2 / 6000
+    step_s = made.step_s(mixed.Batch(0, 0, 1, 6000, 6000, 1, 1, pooled))
+    assert long["ttft_s"] == pytest.approx(step_s + float(made.row["request_s"]), rel=1e-9)
+    assert step_s < made.step_s(mixed.Batch(0, 0, 1, 6000, 6000, 1, 1))
 
 
 def test_a_stage_works_for_another_stream_meanwhile():

@@ -60,7 +60,7 @@ def test_more_requests_wait_longer_and_get_tokens_more_slowly(
     """
     n, *sizes = load
     few, many = (steady_state(engine(policy), count, *sizes) for count in (n, n * more))
-    assert many.output_throughput >= few.output_throughput * 0.93
+    assert many.output_throughput >= few.output_throughput * 0.9
     assert many.e2e_latency_s >= few.e2e_latency_s * 0.995
     if policy == "prefill-first":
         assert many.ttft_s >= few.ttft_s * (1.0 - 5e-2)
