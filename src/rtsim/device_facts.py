@@ -51,11 +51,11 @@ _WHOLE_STEPS_FROM = 9
 def least_step(compute_capability: str) -> float:
     """Part of a 128-byte step along k in which loops of products are whole, for the GEMM row.
 
-    >>> least_step("8.0"), least_step("9.0"), least_step("")
-    (0.5, 1.0, 1.0)
+    >>> least_step("8.0"), least_step("9.0"), least_step("gfx942"), least_step("")
+    (0.5, 1.0, 1.0, 1.0)
     """
     major = compute_capability.partition(".")[0]
-    return 0.5 if major and int(major) < _WHOLE_STEPS_FROM else 1.0
+    return 0.5 if major.isdecimal() and int(major) < _WHOLE_STEPS_FROM else 1.0
 
 
 # FLOP per clock of one core, 16 bits, dense: an SM of Hopper; and from where on cores are unlike

@@ -188,8 +188,8 @@ def test_inner_functions_can_be_called_from_python() -> None:
     from rtsim_kernels import gemm
 
     twin = rtsim_kernels.compiled().gemm.miss_frac
-    assert twin(2.0) == gemm.miss_frac(2.0)
-    assert twin(0.5) == 0.0
+    assert twin(2.0, 4.0) == gemm.miss_frac(2.0, 4.0)
+    assert twin(0.1, 4.0) == 0.0
 
 
 def test_interpreted_kernels_are_plain_functions() -> None:

@@ -248,7 +248,7 @@ def test_json_and_text() -> None:
         assert "all-" in row["operator"]
     text = to_text(prediction_view(result))
     assert "What if link.bytes_per_s = 2x" in text
-    assert "Unchanged (within 1 %)" in text
+    assert "Unchanged (within 1%)" in text
     assert max(map(len, text.splitlines())) <= 80
 
 
