@@ -26,8 +26,9 @@ widths. Tiles of tile_rows x tile_columns, the fastest of a list:
     stream = (weights of visited experts, rows in and out that miss the L2) / (hbm_frac HBM) * slow
     t      = p-norm(body, stream), exponent `overlap`
 
-Re-used data are in the L2 as far as a part of it holds them (l2_use, l2_partitions): where the L2
-is two halves, each half keeps what its own SMs read, and all SMs read all rows and weights.
+Re-used data are in the L2 as far as it holds them (l2_use, l2_partitions; `Cache residency` in
+gemm.py). Which experts come round changes from call to call, so even an L2 that all SMs share turns
+over slowly.
 
 slow = 1 + drag r^2 / (r^2 + 64), r rows per visited expert: from about eight rows on kernels
 with wider tiles take over, which keep fewer loads in flight. power = 1 + power_drop log10(1 +
@@ -62,7 +63,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._jit import inner, jit
-from .gemm import ENDLESS_COPIES, kept_bytes, miss_frac, turnover_edge
+from .gemm import ENDLESS_COPIES, PARTITION_EDGE, kept_bytes, miss_frac
 from .tables import (
     BOUND_COMPUTE,
     BOUND_LATENCY,
@@ -306,11 +307,10 @@ def moe_s(
     row_bytes *= moe.out_bytes
 
     cache = kept_bytes(moe, device)
-    edge = turnover_edge(moe.l2_partitions)
-    row_miss = miss_frac((weight_bytes + row_bytes) / cache, edge)
+    row_miss = miss_frac((weight_bytes + row_bytes) / cache, PARTITION_EDGE)
     weight_miss = 1.0
     if moe.weight_copies < ENDLESS_COPIES:
-        weight_miss = miss_frac((moe.weight_copies * weight_bytes + row_bytes) / cache, edge)
+        weight_miss = miss_frac((moe.weight_copies * weight_bytes + row_bytes) / cache, PARTITION_EDGE)
     hbm = moe.hbm_frac * device.hbm_bytes_per_s
     crowd = load.rows / load.visited / DRAG_ROWS
     slow = 1.0 + moe.drag * crowd * crowd / (1.0 + crowd * crowd)
