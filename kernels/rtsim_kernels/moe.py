@@ -310,7 +310,9 @@ def moe_s(
     row_miss = miss_frac((weight_bytes + row_bytes) / cache, PARTITION_EDGE)
     weight_miss = 1.0
     if moe.weight_copies < ENDLESS_COPIES:
-        weight_miss = miss_frac((moe.weight_copies * weight_bytes + row_bytes) / cache, PARTITION_EDGE)
+        weight_miss = miss_frac(
+            (moe.weight_copies * weight_bytes + row_bytes) / cache, PARTITION_EDGE
+        )
     hbm = moe.hbm_frac * device.hbm_bytes_per_s
     crowd = load.rows / load.visited / DRAG_ROWS
     slow = 1.0 + moe.drag * crowd * crowd / (1.0 + crowd * crowd)
