@@ -69,6 +69,7 @@ NARROW_CACHE = "attention_prefill.bf16_fp8"  # written in 8 bits; on older GPUs 
 CURVE = (8, 16, 32, 64, 128)
 CURVE_STACKS = ("vllm", "nccl", "sarathi-serve")  # one stack per kind and GPU is enough to see it
 MOST_JUDGED = 3000  # rows of a section judged in refits: a fixed sample of a larger one
+OLDER_SPREAD = 0.5  # of a prior from the newest release, as in calibration/fit_stacks.py
 SEED = 0
 WORST_SECTIONS = 3  # listed per kind
 
@@ -283,11 +284,20 @@ def shipped(all_sections: Sequence[Section], columns: Columns, kind: str) -> lis
 
 
 def cross_validated(all_sections: Sequence[Section]) -> list[Group]:
-    """The calibration rows, each predicted by a fit without its fold."""
-    return [
-        judged(s.fitted, s.fitted, [-kinds.cross_validated(s.fitted, seed=SEED)])
-        for s in all_sections
-    ]
+    """The calibration rows, each predicted by a fit without its fold.
+
+    The few of an older release start from the newest one, as in `calibration/fit_stacks.py`.
+    """
+    of = {(s.gpu, s.stack, s.section): s for s in all_sections}
+
+    def error_of(section: Section) -> np.ndarray:
+        newest, mark, _ = section.section.partition(RELEASE_MARK)
+        if not mark:
+            return -kinds.cross_validated(section.fitted, seed=SEED)
+        base = kinds.fit_blocks(of[section.gpu, section.stack, newest].fitted).coefficients
+        return -kinds.cross_validated(section.fitted, base, OLDER_SPREAD, seed=SEED)
+
+    return [judged(s.fitted, s.fitted, [error_of(s)]) for s in all_sections]
 
 
 def gpu_left_out(all_sections: Sequence[Section]) -> dict[tuple[str, str, str], Group]:
