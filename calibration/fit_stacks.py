@@ -45,7 +45,7 @@ import numpy as np
 
 from rtsim.calibrate import TRANSFER_SIGMAS, UNFITTED_SIGMAS, blank_profile
 from rtsim.catalog import load_gpu
-from rtsim.fitted_sections import error_figures, uncertainty_of, with_section
+from rtsim.fitted_sections import GROUPS_OF_KIND, error_figures, uncertainty_of, with_section
 from rtsim.fitting import kernel_rows, kinds, mla, mla_module, serving_fit
 from rtsim.fitting.attention_kernels import made_for_latent
 from rtsim.fitting.kinds import Block, SectionFit
@@ -121,16 +121,6 @@ ALIKE_SPREAD = 0.5
 MARLIN_STACKS = ("vllm", "sglang")
 MARLIN_EXPERTS = "moe.int4_wo_marlin"
 
-GROUPS_OF_KIND = {
-    "gemm": ("gemm", "scores", "values"),
-    "attention_prefill": ("attention",),
-    "attention_decode": ("attention",),
-    "memory_bound": ("memory_bound",),
-    "collective": ("collective",),
-    "moe": ("moe",),
-    "mla_prefill": ("mla",),
-    "mla_decode": ("mla",),
-}
 KINDS = tuple(GROUPS_OF_KIND)
 
 

@@ -28,7 +28,8 @@ Array = NDArray[np.float64]
 LEAST_ROWS = 4
 LEAST_ROWS_VALIDATED = 12
 
-_GROUPS_OF_KIND = {
+# Kind of section -> groups of `profile.GROUPS` whose deviation it is.
+GROUPS_OF_KIND = {
     "gemm": ("gemm", "scores", "values"),
     "attention_prefill": ("attention",),
     "attention_decode": ("attention",),
@@ -117,7 +118,7 @@ def group_sigmas(
     squares: dict[str, list[float]] = {}
     for report in reports:
         if not math.isnan(report.sigma):
-            for group in _GROUPS_OF_KIND[report.section.partition(".")[0]]:
+            for group in GROUPS_OF_KIND[report.section.partition(".")[0]]:
                 squares.setdefault(group, []).append(report.sigma**2)
     seen, unseen = dict(start.sigma_seen), dict(start.sigma_unseen)
     for group, values in squares.items():
