@@ -65,7 +65,7 @@ def test_another_version_on_a_worker_is_refused(client: Any, monkeypatch) -> Non
         sweep(GRID, scheduler=client)
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x:1", "no-such-host:1"])
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense://x:1", "localhost:1"])
 def test_a_scheduler_that_is_not_there(address: str, monkeypatch) -> None:
     monkeypatch.setattr(cluster, "_ANSWER_S", 1.0)
     start = time.monotonic()

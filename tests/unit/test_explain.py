@@ -62,7 +62,7 @@ SYSTEMS = [
 ]  # fmt: skip
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     system=st.sampled_from(SYSTEMS), batch=st.sampled_from([1, 7, 64]),
     prompt=st.sampled_from([64, 500]), output=st.sampled_from([1, 100]),

@@ -27,8 +27,8 @@ MOST_ROWS = 64  # fitted, per operator kind, number format, GPU and stack
 SECTION_TOLERANCE = 0.06
 KIND_TOLERANCE = 0.006
 
-# Of many sections of newest releases only every fourth or third is fitted again.
-EVERY = {"gemm": 4, "attention_prefill": 3}
+# Of many sections of newest releases only every eighth or fifth is fitted again.
+EVERY = {"gemm": 8, "attention_prefill": 5}
 # Largest mean error of a kind over all its calibration rows, left out in turn.
 CEILINGS = {"gemm": 0.135, "attention_prefill": 0.11, "elementwise": 0.12}
 
