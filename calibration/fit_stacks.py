@@ -112,11 +112,10 @@ TRANSFER = {
 }  # fmt: skip
 
 # 16-bit products run in one library in all serving stacks: what the others' rows say of a GPU is
-# the prior of each, with this share of the declared spread. Error on unseen rows falls from 8.14 to
+# the prior of each (`kinds.ALIKE_SPREAD`). Error on unseen rows falls from 8.14 to
 # 8.00 % over three other choices of rows, from 8.34 to 8.32 % with the rows in tables/kernels;
 # quantised products gain nothing from one another.
 PRODUCTS_16_BIT = "gemm.bf16"
-ALIKE_SPREAD = 0.5
 # Both run Marlin for int4 experts: 3 % apart on H100.
 MARLIN_STACKS = ("vllm", "sglang")
 MARLIN_EXPERTS = "moe.int4_wo_marlin"
@@ -355,8 +354,8 @@ def fitted(
         return kinds.fit_family(parts, others), kinds.cross_validated(parts, every=others)
     base = kinds.fit_blocks([m.block for m in alike]).coefficients if alike else None
     return (
-        kinds.fit_blocks(parts, base, ALIKE_SPREAD),
-        kinds.cross_validated(parts, base, ALIKE_SPREAD),
+        kinds.fit_blocks(parts, base, kinds.ALIKE_SPREAD),
+        kinds.cross_validated(parts, base, kinds.ALIKE_SPREAD),
     )
 
 

@@ -43,6 +43,7 @@ GEMM_ROWS = 64
 COLLECTIVE_ROWS = 64
 SHORTEST_US = 5.0
 KERNEL_ROWS = 64  # per section, GPU and stack
+OLDER_ROWS = 16  # of them, of each older release of a quantised product
 RUNS = 64  # serving runs, and batches, per GPU and stack
 
 # Stacks as tables name them -> in the names of our tables and profiles.
@@ -53,13 +54,12 @@ STACKS = {
 }  # fmt: skip
 # One method of timing per stack: LLMCompass times PyTorch from the host, NeuSight by events.
 LEFT_OUT_SOURCES = ("PrincetonUniversity/LLMCompass",)
-# Columns that neither a fit nor its provenance needs.
 UNSAID = ("timing", "residency", "role")  # columns that are written only where rows say something
+# Columns that neither a fit nor its provenance needs.
 LEFT_OUT_COLUMNS = ("model", "tp", "op", "kernel")
 KEPT_LABELS = {
     "elementwise": LEFT_OUT_COLUMNS, "moe": ("tp", "kernel"), "mla": ("op",),
 }  # fmt: skip
-OLDER_ROWS = 16  # of them, of each older release of a quantised product
 UNSERVED = "_marlin_int4"
 LEAST_SHARE = 16  # rows of each family of kernels that shares a format
 

@@ -36,7 +36,7 @@ from accuracy import percent, put_into, table  # noqa: E402
 from rtsim.catalog import load_gpu  # noqa: E402
 from rtsim.device_facts import attention_peak_flops_per_s  # noqa: E402
 from rtsim.errors import NotSupported  # noqa: E402
-from rtsim.fitting import kernel_rows, kinds, mla, network_rows  # noqa: E402
+from rtsim.fitting import gemm, kernel_rows, kinds, mla, network_rows  # noqa: E402
 from rtsim.fitting.attention_kernels import made_for_latent  # noqa: E402
 from rtsim.fitting.generation import configurations, fit_stack  # noqa: E402
 from rtsim.measurements import Columns, read_table  # noqa: E402
@@ -63,13 +63,12 @@ LEFT_OUT_LABELS = {
 # One stack under two names: kernels and communication of the same layers.
 STACKS = {"sarathi-serve/pytorch": "sarathi-serve", "pytorch-nccl": "sarathi-serve"}
 OTHER_METHOD = ("PrincetonUniversity/LLMCompass",)  # timed from the host, in no fit
-FULL_16_BIT = ("bf16", "fp16")
+FULL_16_BIT = gemm.HALF
 SIXTEEN_BITS = "16 bits"
 NARROW_CACHE = "attention_prefill.bf16_fp8"  # written in 8 bits; on older GPUs the rest is as in 16
 CURVE = (8, 16, 32, 64, 128)
 CURVE_STACKS = ("vllm", "nccl", "sarathi-serve")  # one stack per kind and GPU is enough to see it
 MOST_JUDGED = 3000  # rows of a section judged in refits: a fixed sample of a larger one
-OLDER_SPREAD = 0.5  # of a prior from the newest release, as in calibration/fit_stacks.py
 SEED = 0
 WORST_SECTIONS = 3  # listed per kind
 
@@ -176,9 +175,8 @@ def sections(kind: str, columns: Columns | None) -> list[Section]:
             section.versions.update(own["stack_version"][block.table_rows].tolist())
     if columns is not None:
         for block in blocks(kind, columns, np.flatnonzero(~is_fitted(kind, columns))):
-            older = f"{block.section}{RELEASE_MARK}{block.release}"
-            known = (block.gpu.name, stack_of(block.stack), older) in found
-            place(replace(block, section=older) if known else block).unseen.append(block)
+            known = (block.gpu.name, stack_of(block.stack), block.of_release.section) in found
+            place(block.of_release if known else block).unseen.append(block)
     return [s for _, s in sorted(found.items()) if s.fitted]
 
 
@@ -295,7 +293,7 @@ def cross_validated(all_sections: Sequence[Section]) -> list[Group]:
         if not mark:
             return -kinds.cross_validated(section.fitted, seed=SEED)
         base = kinds.fit_blocks(of[section.gpu, section.stack, newest].fitted).coefficients
-        return -kinds.cross_validated(section.fitted, base, OLDER_SPREAD, seed=SEED)
+        return -kinds.cross_validated(section.fitted, base, kinds.ALIKE_SPREAD, seed=SEED)
 
     return [judged(s.fitted, s.fitted, [error_of(s)]) for s in all_sections]
 

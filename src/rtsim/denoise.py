@@ -132,7 +132,7 @@ def denoise_model(
     if max(cells.repeats) < FEWEST_REPEATS:
         most = int(max(cells.repeats))
         notes.append(
-            f"at most {most} repeat{'s' if most > 1 else ''} of a cell: the fastest is not yet "
+            f"at most {units.counted(most, 'repeat')} of a cell: the fastest is not yet "
             f"the floor, {FEWEST_REPEATS} or more are better"
         )
     notes += _too_thin(per_token_range, per_token, cells)
@@ -233,7 +233,7 @@ def _thin(cells: Cells, floor: Floor, lengths: Sequence[int]) -> list[str]:
         above = floor_s / alone_s - 1.0 if alone_s > 0.0 else 0.0
         reasons = []
         if repeats < FEWEST_REPEATS:
-            reasons.append(f"{int(repeats)} repeat{'s' if repeats > 1 else ''}")
+            reasons.append(units.counted(int(repeats), "repeat"))
         if above > CONTENDED_FRAC:
             reasons.append(f"fastest {100.0 * above:.0f}% above the floor")
         if reasons:

@@ -48,14 +48,23 @@ def l2_partitions(compute_capability: str) -> float:
 _WHOLE_STEPS_FROM = 9
 
 
+def major_capability(compute_capability: str) -> int:
+    """Major compute capability; 0 for parts of other vendors.
+
+    >>> major_capability("8.9"), major_capability("gfx942"), major_capability("")
+    (8, 0, 0)
+    """
+    digits = compute_capability.partition(".")[0]
+    return int(digits) if digits.isdecimal() else 0
+
+
 def least_step(compute_capability: str) -> float:
     """Part of a 128-byte step along k in which loops of products are whole, for the GEMM row.
 
     >>> least_step("8.0"), least_step("9.0"), least_step("gfx942"), least_step("")
     (0.5, 1.0, 1.0, 1.0)
     """
-    major = compute_capability.partition(".")[0]
-    return 0.5 if major.isdecimal() and int(major) < _WHOLE_STEPS_FROM else 1.0
+    return 0.5 if 0 < major_capability(compute_capability) < _WHOLE_STEPS_FROM else 1.0
 
 
 # FLOP per clock of one core, 16 bits, dense: an SM of Hopper; and from where on cores are unlike

@@ -23,7 +23,7 @@ from rtsim.device_facts import (
 from rtsim.errors import NotSupported
 from rtsim.formats import peak_for
 from rtsim.profile import Profile
-from rtsim.specs.dtype import dtype_bytes, operand_format, similar_formats
+from rtsim.specs.dtype import OperandFormat, dtype_bytes, operand_format, similar_formats
 from rtsim.specs.gpu import GpuSpec
 
 
@@ -44,16 +44,10 @@ def gemm_row(
     format multiplies in `dtype`, with its weights stored as they are, and a note says so.
     Raises NotSupported for a format that is not modelled.
     """
-    operands = operand_format(form, dtype)
-    if operands is None:
-        raise NotSupported(f"matrix products in {form} are not modelled")
-    peak = peak_for(gpu, operands.math_dtype, notes if notes is not None else [])
-    peak = sustained_flops_per_s(gpu, operands.math_dtype, peak)
-    if operands.quantize_bytes and gpu.peak_flops_per_s(operands.math_dtype) is None:
-        operands = replace(operands, a_bytes=dtype_bytes(dtype), quantize_bytes=0.0)
+    operands, peak = _operands_on(gpu, form, dtype, "matrix products", notes)
     return record(
         gemm.GEMM,
-        peak_flops_per_s=peak,
+        peak_flops_per_s=sustained_flops_per_s(gpu, operands.math_dtype, peak),
         a_bytes=operands.a_bytes,
         b_bytes=operands.b_bytes,
         out_bytes=operands.out_bytes,
@@ -63,6 +57,22 @@ def gemm_row(
         least_step=least_step(gpu.compute_capability),
         **profile.section("gemm", *variants, *gemm_variants(form, dtype)),
     )
+
+
+def _operands_on(
+    gpu: GpuSpec, form: str, dtype: str, what: str, notes: list[str] | None
+) -> tuple[OperandFormat, float]:
+    """(operands in number format `form`, FLOPs per s of their math) as a GPU multiplies them.
+
+    A GPU without the units of a format reads activations in `dtype`, which are not quantised.
+    """
+    operands = operand_format(form, dtype)
+    if operands is None:
+        raise NotSupported(f"{what} in {form} are not modelled")
+    peak = peak_for(gpu, operands.math_dtype, notes if notes is not None else [])
+    if operands.quantize_bytes and gpu.peak_flops_per_s(operands.math_dtype) is None:
+        operands = replace(operands, a_bytes=dtype_bytes(dtype), quantize_bytes=0.0)
+    return operands, peak
 
 
 def gemm_variants(form: str, dtype: str = "bf16") -> tuple[str, ...]:
@@ -119,12 +129,7 @@ def moe_row(
     model. A GPU without the units of a format multiplies in `dtype`, and a note says so. Raises
     NotSupported for a format that is not modelled.
     """
-    operands = operand_format(form, dtype)
-    if operands is None:
-        raise NotSupported(f"experts in {form} are not modelled")
-    peak = peak_for(gpu, operands.math_dtype, notes if notes is not None else [])
-    if operands.quantize_bytes and gpu.peak_flops_per_s(operands.math_dtype) is None:
-        operands = replace(operands, a_bytes=dtype_bytes(dtype))
+    operands, peak = _operands_on(gpu, form, dtype, "experts", notes)
     return record(
         moe.MOE,
         peak_flops_per_s=peak,

@@ -21,7 +21,7 @@ from rtsim.serving.engine import Engine
 from rtsim.serving.scheduler import Scheduler
 from rtsim.serving.simulate import Run
 from rtsim.serving.trace import Requests
-from rtsim.serving.transfer import transfer_bytes_per_s
+from rtsim.serving.transfer import transfer_path
 
 BLOCK = 16
 
@@ -198,7 +198,7 @@ class Server:
         self.ends = math.inf
 
     def send(self, request: Request, now: float) -> None:
-        rate = transfer_bytes_per_s(self.engine.system.gpu)
+        rate = transfer_path(self.engine.system.gpu)[1]
         start = max(now, self.link_free)
         request.ready = start + 1e-3 + self.bytes_of(-(-request.done // BLOCK)) / rate
         self.link_free = request.ready

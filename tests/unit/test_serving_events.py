@@ -25,7 +25,7 @@ from rtsim.serving.serve import serve
 from rtsim.serving.simulate import Run, offline_rate, simulate
 from rtsim.serving.simulated import percentile_s
 from rtsim.serving.trace import Requests
-from rtsim.serving.transfer import transfer_bytes_per_s
+from rtsim.serving.transfer import transfer_path
 from rtsim.simulation import simulate as simulate_named
 
 LENGTHS = bucketed(np.array([40.0, 300, 900]), np.array([1.0, 250, 90]))
@@ -307,7 +307,7 @@ def test_one_request_through_two_pools():
     prompt_s = made.step_s(mixed.Batch(0, 0, 1, 1000, 1000, 1, 1))
     blocks = -(-1000 // made.scheduler.block_tokens)
     moved = made.cache().sequence_bytes(blocks * made.scheduler.block_tokens)
-    transfer_s = 1e-3 + moved / transfer_bytes_per_s(made.system.gpu)
+    transfer_s = 1e-3 + moved / transfer_path(made.system.gpu)[1]
     decode_s = sum(made.step_s(mixed.Batch(1, c, 0, 0, 0, 0, 1)) for c in (1001, 1002))
     outside_s = float(made.row["request_s"])
     assert row["ttft_s"] == pytest.approx(prompt_s + transfer_s + outside_s, rel=1e-9)

@@ -12,6 +12,7 @@ calibration tables, where SGLang and TensorRT-LLM differ on B200 by 1 to 3 %.
 
 from __future__ import annotations
 
+from rtsim.device_facts import major_capability
 from rtsim.specs.gpu import GpuSpec
 
 AMPERE, HOPPER, BLACKWELL = 8, 9, 10  # major compute capability, Ada with Ampere
@@ -35,14 +36,8 @@ def made_for_latent(gpu: GpuSpec) -> bool:
 
 
 def major(gpu: GpuSpec) -> int:
-    """Major compute capability; 0 for parts of other vendors.
-
-    >>> from rtsim.catalog import load_gpu
-    >>> major(load_gpu("l40s"))
-    8
-    """
-    digits = gpu.compute_capability.partition(".")[0]
-    return int(digits) if digits.isdigit() else 0
+    """Its major compute capability; 0 for parts of other vendors."""
+    return major_capability(gpu.compute_capability)
 
 
 def decode_kernels(stack: str, gpu: GpuSpec) -> str:

@@ -59,6 +59,7 @@ _KEYS = {
 _METHOD_KEYS = ("timing", "residency")
 _OPTIONAL = (*_METHOD_KEYS, "stack_version")
 FOLDS = 4
+ALIKE_SPREAD = 0.5  # of the declared spreads, about a prior that like kernels set
 EAGER_STACKS = gemm.EAGER_STACKS
 _PAIR = 2.0  # GPUs of an NVLink bridge
 
@@ -83,6 +84,11 @@ class Block:
 
     def __len__(self) -> int:
         return len(self.rows.measured_s)
+
+    @property
+    def of_release(self) -> Block:
+        """The same in the section of its own release, such as "gemm.fp8@0.19.0"."""
+        return replace(self, section=f"{self.section}{RELEASE_MARK}{self.release}")
 
     @property
     def measured_s(self) -> Array:
@@ -224,10 +230,7 @@ def older_releases(blocks: Sequence[Block]) -> list[Block]:
         known = newest.setdefault(block.section, block.release)
         newest[block.section] = max(known, block.release, key=version)
     return [
-        block
-        if block.release == newest[block.section]
-        else replace(block, section=f"{block.section}{RELEASE_MARK}{block.release}")
-        for block in blocks
+        block if block.release == newest[block.section] else block.of_release for block in blocks
     ]
 
 

@@ -177,11 +177,16 @@ def profile_times(case: Case) -> tuple[float, float]:
     """
     system = case.deployment.engine.system
     use = "batch" if case.batch else "engine"
-    ttft_s, tpot_s = times_of(case, engine_coefficients(system, use))
-    if case.batch:
-        return ttft_s, tpot_s
-    release = system.profile.releases.get(case.deployment.version, {})
-    return ttft_s * release.get("ttft_frac", 1.0), tpot_s * release.get("tpot_frac", 1.0)
+    times = times_of(case, engine_coefficients(system, use))
+    return times if case.batch else with_factors(times, system.profile.releases, case)
+
+
+def with_factors(
+    times: tuple[float, float], releases: Mapping[str, Mapping[str, float]], case: Case
+) -> tuple[float, float]:
+    """(ttft, tpot) seconds with the factors of the case's release, of those that have some."""
+    fracs = releases.get(case.deployment.version, {})
+    return times[0] * fracs.get("ttft_frac", 1.0), times[1] * fracs.get("tpot_frac", 1.0)
 
 
 def engine_row(values: Mapping[str, float]) -> NDArray[np.void]:

@@ -27,7 +27,7 @@ from rtsim_kernels.tables import Coefficient
 
 from rtsim.fit import Fit, fit_coefficients
 from rtsim.fitting.kinds import SectionFit
-from rtsim.fitting.serving_cases import Case, batch_cases, serving_cases, times_of
+from rtsim.fitting.serving_cases import Case, batch_cases, serving_cases, times_of, with_factors
 from rtsim.fitting.serving_rows import Deployments
 from rtsim.measurements import Columns
 from rtsim.profile import DEVIATIONS_90, Profile
@@ -48,7 +48,6 @@ _OF_TPOT = (
     *("memory_frac", "collective_frac", "moe_frac", "prompt_frac"),
 )
 _OF_TTFT = ("request_s", "bunching")
-ROUNDS = 1  # of both in turn, before the last
 _FRACS_OF_FORMAT = {"mlp": "gemm_frac", "experts": "moe_frac"}
 
 
@@ -98,9 +97,7 @@ class ServingFit:
 
     def predicted(self, case: Case) -> tuple[float, float]:
         """(ttft, tpot) seconds, the release's factors in."""
-        ttft_s, tpot_s = times_of(case, self.values_of(case))
-        release = self.releases.get(case.deployment.version, {})
-        return ttft_s * release.get("ttft_frac", 1.0), tpot_s * release.get("tpot_frac", 1.0)
+        return with_factors(times_of(case, self.values_of(case)), self.releases, case)
 
 
 def _declared(names: Iterable[str]) -> tuple[Coefficient, ...]:
@@ -125,10 +122,9 @@ def fit_serving(
     tpot_s = np.array([c.tpot_s for c in cases])
     timed = [c for c in cases if 0.0 < c.ttft_s < SATURATED_S]
     common = start
-    for _ in range(ROUNDS if timed else 1):
-        common, engine = _fit_tpot(cases, common, start, tpot_s)
-        if timed:
-            common, _ = _fit_ttft(timed, {"serving.engine": common}, start, release_spread)
+    if timed:
+        common, _ = _fit_tpot(cases, common, start, tpot_s)
+        common, _ = _fit_ttft(timed, {"serving.engine": common}, start, release_spread)
     common, engine = _fit_tpot(cases, common, start, tpot_s)
     formats: dict[str, dict[str, float]] = {}
     releases: dict[str, float] = {}

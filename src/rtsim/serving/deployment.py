@@ -129,7 +129,7 @@ class Deployment:
         p = engine.system.parallelism
         policies = {"mixed": st.MIXED, "prefill-first": st.PREFILL_FIRST, "static": st.STATIC}
         receiving = self.engine.system.parallelism.tp
-        rate = self.transfer_bytes_per_s or transfer.transfer_bytes_per_s(gpu)
+        rate = self.transfer_bytes_per_s or transfer.transfer_path(gpu)[1]
         return {
             "policy": policies[scheduler.policy],
             "token_budget": scheduler.token_budget,

@@ -177,9 +177,8 @@ def serve(
         )  # fmt: skip
         num_gpus = pools.prefill_gpus + pools.decode_gpus
         if made.gpu.network is None:
-            notes.append(
-                f"no network between nodes is given: caches are sent over {transfer_path(made.gpu)}"
-            )
+            path, _ = transfer_path(made.gpu)
+            notes.append(f"no network between nodes is given: caches are sent over {path}")
     if state.limit != "concurrency":
         what = "the cache holds" if state.limit == "cache" else "the scheduler runs"
         notes.append(

@@ -14,20 +14,13 @@ from rtsim.specs.gpu import GpuSpec
 SETUP_S = 1e-3
 
 
-def transfer_bytes_per_s(gpu: GpuSpec) -> float:
-    """Rate at which one GPU sends a cache to a GPU of another pool."""
+def transfer_path(gpu: GpuSpec) -> tuple[str, float]:
+    """(what a cache goes over, in words; bytes per s from one GPU to a GPU of another pool)."""
     if gpu.network is not None:
-        return gpu.network.bytes_per_s
+        return "the network", gpu.network.bytes_per_s
     if gpu.link is not None:
-        return gpu.link.bytes_per_s
-    return gpu.pcie_bytes_per_s
-
-
-def transfer_path(gpu: GpuSpec) -> str:
-    """What a cache goes over, in words."""
-    if gpu.network is not None:
-        return "the network"
-    return "PCIe" if gpu.link is None else "the link between GPUs"
+        return "the link between GPUs", gpu.link.bytes_per_s
+    return "PCIe", gpu.pcie_bytes_per_s
 
 
 def group_bytes_per_s(rate: float, sending: int, receiving: int) -> float:
@@ -37,6 +30,6 @@ def group_bytes_per_s(rate: float, sending: int, receiving: int) -> float:
 
 def transfer_s(placement: Placement, input_len: float, receiving: int) -> float:
     """Seconds to send one prompt's cache from its GPUs to `receiving` ones (tensor parallel)."""
-    rate = transfer_bytes_per_s(placement.gpu)
+    _, rate = transfer_path(placement.gpu)
     each = group_bytes_per_s(rate, placement.parallelism.tp, receiving)
     return SETUP_S + placement.cache_bytes(input_len) / each
