@@ -301,14 +301,14 @@ def peak_bytes(n_outputs: int) -> int:
 
 
 _COMPILE = (
-    "import time, rtsim, rtsim_kernels; rtsim_kernels.compiled(); start = time.process_time();"
+    "import time, rtsim, rtsim_kernels; rtsim_kernels.compiled(); start = time.perf_counter();"
     "rtsim.predict_many({'model': 'llama-3.1-70b', 'gpu': 'h100', 'tp': [2, 4]});"
-    "print(time.process_time() - start)"
+    "print(time.perf_counter() - start)"
 )
 
 
 def first_compile_s() -> float:
-    """CPU seconds of a first bulk prediction with an empty cache, beyond one with a full one."""
+    """Seconds of a first bulk prediction with an empty cache, beyond one with a full one."""
     with tempfile.TemporaryDirectory() as folder:
         first, again = (
             float(
@@ -406,8 +406,8 @@ def page(most_rows: int) -> str:
             ],
         ),
         "",
-        f"The first sweep of a machine compiles its kernels, once: {compile_s:.1f} s of CPU; "
-        "one of serving some three more.",
+        f"The first sweep of a machine compiles its kernels, once: {compile_s:.1f} s on "
+        f"{n_threads()} cores; a first simulation some four more.",
         "",
         "Memory of a sweep to a file that keeps part of its rows:",
         "",

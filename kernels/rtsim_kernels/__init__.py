@@ -65,6 +65,7 @@ def compiled() -> ModuleType:
                 "request_flow",
                 "step_memo",
                 "events",
+                "first_compile",
             ):
                 importlib.import_module(f"{COMPILED_PACKAGE}.{name}")
     return sys.modules[COMPILED_PACKAGE]

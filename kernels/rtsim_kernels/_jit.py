@@ -22,15 +22,15 @@ from typing import Any, TypeVar
 COMPILED_PACKAGE = "rtsim_kernels_compiled"
 COMPILED = __name__.partition(".")[0] == COMPILED_PACKAGE
 
-# What the kernels of a module are for, and CPU seconds to compile all that they need on an ordinary
-# core; less where others are in the cache already.
+# What the kernels of a module are for, and seconds to compile all that they need on two ordinary
+# cores (`first_compile.py`); less where others are in the cache already.
 COMPILED_FOR = {
     "bulk": ("sweeps", 9),
     "bulk_encoders": ("sweeps of models with an encoder", 9),
-    "steady": ("serving", 8),
-    "events": ("simulations", 10),
-    "mixed": ("serving", 6),
-    "generation": ("predictions", 8),
+    "steady": ("serving", 10),
+    "events": ("simulations", 12),
+    "mixed": ("serving", 7),
+    "generation": ("predictions", 6),
 }
 SILENT_S = 1.0  # of compiling: what takes no longer is not worth a line
 
@@ -105,6 +105,36 @@ if COMPILED:
 
     event.register("numba:compile", _LongCompile())
 
+    class _BeforeCompiles(event.Listener):  # type: ignore[misc]
+        """Calls a function before each function of this package that compiles, until it is true."""
+
+        def __init__(self, call: Callable[[Any, tuple[Any, ...]], bool]) -> None:
+            self.call = call
+            self.done = False
+
+        def on_start(self, started: Any) -> None:
+            function = started.data["dispatcher"].py_func
+            if not self.done and function.__module__.startswith(f"{COMPILED_PACKAGE}."):
+                self.done = True  # what it compiles itself is not asked for
+                self.done = self.call(function, started.data["args"])
+
+        def on_end(self, ended: Any) -> None:
+            pass
+
+    def before_compiles(call: Callable[[Any, tuple[Any, ...]], bool]) -> None:
+        """Have `call(function, argument types)` called before compiles, until it returns true."""
+        event.register("numba:compile", _BeforeCompiles(call))
+
+    def compile_for(function: Any, arguments: tuple[Any, ...]) -> None:
+        """Compile, or load, a function for arguments like these, values or Numba types."""
+        given = (a if isinstance(a, numba.types.Type) else numba.typeof(a) for a in arguments)
+        function.compile(tuple(given))
+
+    def folder_of(function: Any) -> Path | None:
+        """Where the compiled function is cached, None: nowhere."""
+        path = function.stats.cache_path
+        return None if path is None else Path(path)
+
     class _Inner(CPUDispatcher):  # type: ignore[misc]
         """A compiled function without a wrapper for Python, which gets one when Python calls it."""
 
@@ -149,3 +179,12 @@ else:
         return function
 
     inner = jit
+
+    def before_compiles(call: Callable[[Any, tuple[Any, ...]], bool]) -> None:
+        """Nothing compiles."""
+
+    def compile_for(function: Any, arguments: tuple[Any, ...]) -> None:
+        """Nothing compiles."""
+
+    def folder_of(function: Any) -> Path | None:
+        """Nothing is cached."""

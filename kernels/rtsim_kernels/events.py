@@ -173,7 +173,7 @@ def run(state: Any, arrivals: Any, pools: Any) -> int:
         now_s = totals.now_s
         next_s = next_arrival_s(arrivals, state)
         what = 0
-        which = 0
+        which = st.FIRST
         if next_s < st.NEVER and totals.free_slot == st.NONE:
             return st.NEEDS_ROOM
         for g in range(len(state.sched.groups)):

@@ -25,6 +25,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from . import tables
 from ._jit import inner, jit
 from .step import (
@@ -69,6 +71,10 @@ ENGINE = tables.coefficient_dtype(ENGINE_COEFFICIENTS)
 
 # A chunk of one token still runs as a prompt does.
 LEAST_CHUNK = 1.0 + 2.0**-20
+
+
+# For `reuse` in compiled code: Numba would compile a step once more for a literal False.
+ANEW: Any = np.bool_(False)
 
 
 class Batch(NamedTuple):

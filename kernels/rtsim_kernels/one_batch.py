@@ -7,7 +7,7 @@ from typing import Any
 
 from ._jit import jit
 from .load import decode_batch, drafting, tokens_per_step
-from .mixed import Batch, engine_step_s
+from .mixed import ANEW, Batch, engine_step_s
 
 
 @jit
@@ -28,7 +28,7 @@ def batch_s(load: Any, operators: Any, segments: Any, machine: Any, engine: Any,
         chunk_context = load.input_len
     passes = (together / prompts) * (new / chunk)
     prompt_s = engine_step_s(
-        Batch(0.0, 0.0, prompts, chunk, chunk_context, prompts * chunk / new, 1.0, 1.0), False,
+        Batch(0.0, 0.0, prompts, chunk, chunk_context, prompts * chunk / new, 1.0, 1.0), ANEW,
         operators, segments, machine, engine, times,
     )  # fmt: skip
     # Stages of a pipeline work on different prompts at once.
@@ -39,7 +39,7 @@ def batch_s(load: Any, operators: Any, segments: Any, machine: Any, engine: Any,
     if steps > 0.0:
         decode_s = engine_step_s(
             decode_batch(load, together / load.stages, load.input_len + 0.5 * load.output_len, 1.0),
-            False, operators, segments, machine, engine, times,
+            ANEW, operators, segments, machine, engine, times,
         )  # fmt: skip
         decode_s *= drafting(load)
     return first_s, waves * (first_s - engine.request_s + steps * decode_s) + engine.request_s

@@ -7,7 +7,7 @@ from typing import Any
 
 from ._jit import inner, jit
 from .load import decode_batch, drafting, tokens_per_step
-from .mixed import Batch, engine_step_s
+from .mixed import ANEW, Batch, engine_step_s
 from .steady import ROUNDS, SETTLED
 
 
@@ -47,7 +47,7 @@ def disaggregated(
     chunks = new / chunk
     context = prompt_load.cached_tokens + 0.5 * (new + chunk)
     prompt_s = chunks * engine_step_s(
-        Batch(0.0, 0.0, 1.0, chunk, context, 1.0 / chunks, 1.0, 1.0), False,
+        Batch(0.0, 0.0, 1.0, chunk, context, 1.0 / chunks, 1.0, 1.0), ANEW,
         prompt_rows[0], prompt_rows[1], prompt_rows[2], engine, prompt_times,
     )  # fmt: skip
     gain = tokens_per_step(load.speculated, load.acceptance)
@@ -62,7 +62,7 @@ def disaggregated(
     cycle_s = fixed_s
     for _ in range(ROUNDS):
         decode_s = engine_step_s(
-            decode_batch(load, max(1e-3, decoding / load.stages), mean_context, 1.0), False,
+            decode_batch(load, max(1e-3, decoding / load.stages), mean_context, 1.0), ANEW,
             decode_rows[0], decode_rows[1], decode_rows[2], engine, decode_times,
         )  # fmt: skip
         decode_s *= drafting(load)

@@ -26,7 +26,7 @@ from ._jit import inner
 from .cache_blocks import cache_bytes, give_blocks, take_blocks
 from .mixed import Batch
 from .request_queue import popped, pushed
-from .serving_state import MIXED, NONE, PREFILL, STATIC
+from .serving_state import FIRST, MIXED, NONE, ONE, PREFILL, STATIC
 
 
 @inner
@@ -170,7 +170,7 @@ def compose_mixed(g: int, now_s: float, state: Any) -> None:
     rules = state.rules[group.pool]
     budget = rules.token_budget
     preempted = state.totals[0].preemptions
-    place = 0
+    place = FIRST
     while place < group.n_running:
         slot = state.running[g, place]
         tokens = min(tokens_left(state.requests[slot]), budget)
@@ -203,7 +203,7 @@ def compose_apart(g: int, now_s: float, state: Any) -> None:
     static = rules.policy == STATIC
     budget = rules.token_budget
     prompts = 0
-    place = 0
+    place = FIRST
     while place < group.n_running:  # prompts that are under way
         slot = state.running[g, place]
         if not decodes(state.requests[slot]) and budget > 0:
@@ -231,10 +231,10 @@ def compose_apart(g: int, now_s: float, state: Any) -> None:
             prompts += tokens > 0
     if prompts > 0:
         return
-    place = 0
+    place = FIRST
     while place < group.n_running:
         slot = state.running[g, place]
-        found, _ = grow(g, place, 1, now_s, state)
+        found, _ = grow(g, place, ONE, now_s, state)
         if found == NONE:
             continue
         place = found + 1

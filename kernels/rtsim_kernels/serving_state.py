@@ -40,6 +40,9 @@ RECORDS_FULL = 3
 LOG_FULL = 4
 
 NONE = -1  # no slot
+# In compiled code, of the type of a variable: Numba compiles a function anew for a literal number.
+FIRST: Any = np.int64(0)
+ONE: Any = np.int64(1)
 NEVER = np.inf
 
 _INT = np.int64

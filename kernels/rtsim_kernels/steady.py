@@ -22,7 +22,7 @@ from ._jit import inner, jit
 from .cycle import Cycle, Steps, cycle_of, prompts_together
 from .load import MIXED, Load, decode_batch, drafting, tokens_per_step
 from .lockstep import prompts_in_lockstep
-from .mixed import Batch, engine_step_s
+from .mixed import ANEW, Batch, engine_step_s
 
 # Of the fixed point between what is in a step and the time that steps take.
 ROUNDS = 12
@@ -123,12 +123,12 @@ def steady_state(
             pooled = min(1.0, tokens / own_tokens)
         prompt_s = engine_step_s(
             Batch(beside, mean_context, largest, chunk, chunk_context, largest / chunks, checked,
-                  pooled), False, operators, segments, machine, engine, times,
+                  pooled), ANEW, operators, segments, machine, engine, times,
         )  # fmt: skip
         if output_steps > 0.0 and not near(decoding, decoding_timed):
             decoding_timed = decoding
             decode_s = drafting(load) * engine_step_s(
-                decode_batch(load, max(decoding, 1.0), mean_context, alike), False, operators,
+                decode_batch(load, max(decoding, 1.0), mean_context, alike), ANEW, operators,
                 segments, machine, engine, times,
             )  # fmt: skip
         if load.policy == MIXED:
