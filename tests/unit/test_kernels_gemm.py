@@ -434,6 +434,34 @@ def test_tables_without_weights_in_the_l2_are_cold() -> None:
         assert rows.weight_copies.tolist() == [copies, copies]
 
 
+def test_some_benchmarks_cycle_through_as_many_weights_as_fill_the_l2() -> None:
+    mib = 2.0**20
+    columns = table(5, stack="trtllm")
+    columns["n"] = np.array([1.0, 24.0, 28.0, 96.0, 200.0]) * 512.0
+    columns["k"] = np.full(5, 1024.0)  # 1 MiB for each 512 columns in 16 bits
+    members = np.arange(5)
+    columns["stack_version"] = np.full(5, "1.3.0rc20")
+    filled = recipe.rows_of(columns, members, 96.0 * mib).weight_copies
+    assert filled.tolist() == [5.0, 4.0, 4.0, 1.0, 1.0]
+    assert recipe.rows_of(columns, members).weight_copies.tolist() == [5.0] * 5  # L2 not known
+    columns["dtype"] = np.full(5, "fp8")  # half the bytes
+    filled = recipe.rows_of(columns, members, 96.0 * mib).weight_copies
+    assert filled.tolist() == [5.0, 5.0, 5.0, 2.0, 1.0]
+    columns["stack_version"] = np.full(5, "1.0.0")
+    assert recipe.rows_of(columns, members, 96.0 * mib).weight_copies.tolist() == [5.0] * 5
+
+
+def test_the_method_of_a_table_changes_with_the_release() -> None:
+    columns = table(2, stack="sglang")
+    columns["stack_version"] = np.array(["0.5.6.post2", "0.5.10"])
+    assert recipe.rows_of(columns, np.arange(2)).weight_copies.tolist() == [1.0, 6.0]
+    gpu = catalog.load_gpu("h100-sxm5-80gb")
+    for release, copies in (("0.5.6.post2", 1.0), ("0.5.9", 6.0), ("", 6.0)):
+        of_release = recipe.machine_of(gpu, DEVICE, "sglang", "bf16", release)
+        assert of_release is not None
+        assert of_release.facts["activation_copies"] == copies
+
+
 def test_activations_are_quantised_before_the_clock_starts_in_some_tables() -> None:
     assert machine("int8_sq", "trtllm").facts["quantize_bytes"] == 0.0
     assert machine("int8_sq", "vllm").facts["quantize_bytes"] == 2.0

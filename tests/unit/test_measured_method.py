@@ -13,6 +13,7 @@ from rtsim.calibrate import calibrate
 from rtsim.catalog import load_gpu
 from rtsim.errors import SpecError
 from rtsim.fitting import attention, gemm, generation, kernel_rows, kinds, memory_bound, resolve
+from rtsim.fitting.gemm_method import method_of
 from rtsim.fitting.generation_rows import predict_rows, with_traits
 from rtsim.profile import load_profile
 from rtsim.table_text import write_table
@@ -39,7 +40,7 @@ ALL = np.arange(3)
 
 def test_weights_of_a_product_are_where_the_row_says() -> None:
     copies = gemm.rows_of(products(**SAID), ALL).weight_copies
-    assert copies.tolist() == [math.inf, 1.0, gemm.METHODS["pytorch"][0]]
+    assert copies.tolist() == [math.inf, 1.0, method_of("pytorch", "bf16").weight_copies]
     assert gemm.rows_of(products(), ALL).weight_copies.tolist() == [1.0, 1.0, 1.0]
 
 

@@ -4,9 +4,7 @@ One fit covers one stack and number format on one or more GPUs. The number forma
 read, at which peak it is multiplied and whether activations are quantised first
 (`specs.dtype.operand_format`).
 
-Residency is what the rows say, else it follows the method of a table (`METHODS`): benchmarks that
-cycle through a few weight copies find small weights in the L2, kernels timed inside a layer find
-theirs in DRAM.
+Residency is what the rows say, else it follows the method of a table (`gemm_method`).
 
 Fitted is the relative error, predicted / measured - 1, with a robust loss: libraries pick a slow
 kernel here and there, and the logarithm would come out too slow for the rest.
@@ -28,8 +26,9 @@ from rtsim_kernels.tables import Coefficient
 
 from rtsim.device_facts import l2_partitions, least_step, sustained_flops_per_s
 from rtsim.fit import DERIVATIVE_STEP, Fit, fit_coefficients, select_rows
+from rtsim.fitting.gemm_method import method_of, weight_copies
 from rtsim.fitting.measured_rows import MeasuredRows
-from rtsim.fitting.method import by_residency
+from rtsim.fitting.method import by_residency, stated
 from rtsim.specs.dtype import operand_format
 from rtsim.specs.gpu import GpuSpec
 
@@ -55,19 +54,6 @@ SAMPLE_LEAST = 256
 MISALIGNED = "rows are not a multiple of 16 bytes"
 FAST_PATH_BYTES = 16  # rows of n and k elements must be a multiple of this for tensor cores
 
-# Stack -> (weight copies, activation copies) cycled through before re-use. On L40S, whose L2 turns
-# over at once, weights of 17.5 MiB come from DRAM in vLLM's and SGLang's tables and from the L2 in
-# TensorRT-LLM's, those of 20 MiB there half and half: six copies, and five.
-METHODS = {
-    "vllm": (6.0, 1.0),
-    "trtllm": (5.0, 1.0),
-    "sglang": (6.0, 6.0),
-    "pytorch": (1.0, 1.0),  # one call repeated
-}
-IN_A_MODEL = (math.inf, 1.0)
-# (stack, dtype) whose tables show no weights in the L2: 8 MiB run at the rate of 100 on L40S.
-COLD = (("trtllm", "int8_sq"), ("trtllm", "int8_wo"), ("trtllm", "int4_wo"))
-
 # (stack, dtype) whose tables time the product alone, activations quantised beforehand: products of
 # few columns take half as long as reading 16-bit activations from DRAM would (8192 x 128 x 7168 on
 # L40S), where those of all other stacks and formats take twice as long and more.
@@ -83,7 +69,7 @@ EAGER_CLOCK_HZ = 1.4e9  # typical of the GPUs timed so, to state that launch in 
 class Rows(MeasuredRows):
     """Kernel inputs of rows of one GPU, stack and dtype; arrays of equal length.
 
-    m, n, k, batch: sizes. weight_copies: see METHODS.
+    m, n, k, batch: sizes. weight_copies: sets of weights cycled through, see `gemm_method`.
     """
 
     m: Array
@@ -101,13 +87,10 @@ class Machine:
     facts: dict[str, float]
 
 
-def method_of(stack: str, dtype: str) -> tuple[float, float]:
-    """Weight and activation copies that a stack's table of a format cycles through."""
-    return IN_A_MODEL if (stack, dtype) in COLD else METHODS.get(stack, IN_A_MODEL)
-
-
-def machine_of(gpu: GpuSpec, device: Any, stack: str, dtype: str) -> Machine | None:
-    """Facts of one GPU, stack and dtype; None where the GPU has no such math or dtype."""
+def machine_of(
+    gpu: GpuSpec, device: Any, stack: str, dtype: str, release: str = ""
+) -> Machine | None:
+    """Facts of one GPU, stack, its release and dtype; None where the GPU has no such math."""
     form = operand_format(dtype)
     peak = None if form is None else gpu.peak_flops_per_s(form.math_dtype)
     if form is None or peak is None:
@@ -118,7 +101,7 @@ def machine_of(gpu: GpuSpec, device: Any, stack: str, dtype: str) -> Machine | N
         "b_bytes": form.b_bytes,
         "out_bytes": form.out_bytes,
         "quantize_bytes": 0.0 if (stack, dtype) in QUANTISED_BEFORE else form.quantize_bytes,
-        "activation_copies": method_of(stack, dtype)[1],
+        "activation_copies": method_of(stack, dtype, release).activation_copies,
         "l2_partitions": l2_partitions(gpu.compute_capability),
         "least_step": least_step(gpu.compute_capability),
     }
@@ -149,9 +132,11 @@ def usable(columns: Columns) -> NDArray[np.str_]:
     return reasons
 
 
-def rows_of(columns: Columns, members: NDArray[np.intp]) -> Rows:
-    """Kernel inputs of the table rows `members`, which are usable and share a GPU and dtype."""
-    names = zip(columns["stack"][members].tolist(), columns["dtype"][members].tolist(), strict=True)
+def rows_of(columns: Columns, members: NDArray[np.intp], l2_bytes: float = 0.0) -> Rows:
+    """Kernel inputs of the table rows `members`, which are usable and share a GPU and dtype.
+
+    l2_bytes: of the GPU, which some benchmarks fill; 0: not known.
+    """
     m, n, k, batch = (columns[name][members].astype(float) for name in ("m", "n", "k", "batch"))
     return Rows(
         table_rows=members,
@@ -160,14 +145,25 @@ def rows_of(columns: Columns, members: NDArray[np.intp]) -> Rows:
         k=k,
         batch=batch,
         weight_copies=by_residency(
-            columns,
-            members,
-            np.array([method_of(stack, dtype)[0] for stack, dtype in names], float),
-            cold=math.inf,
-            warm=1.0,
+            columns, members, _copies(columns, members, n * k * batch, l2_bytes),
+            cold=math.inf, warm=1.0,
         ),
         measured_s=columns["time_us"][members].astype(float) * 1e-6,
-    )
+    )  # fmt: skip
+
+
+def _copies(columns: Columns, members: NDArray[np.intp], elements: Array, l2_bytes: float) -> Array:
+    """Sets of weights by the method of each row's table. elements: of one set of weights."""
+    stacks, dtypes = (columns[name][members].astype(np.str_) for name in ("stack", "dtype"))
+    releases = stated(columns, "stack_version", members)
+    copies = np.ones(len(members))
+    for stack, dtype, release in {*zip(stacks, dtypes, releases, strict=True)}:
+        of_table = (stacks == stack) & (dtypes == dtype) & (releases == release)
+        form = operand_format(str(dtype))
+        method = method_of(str(stack), str(dtype), str(release))
+        weight_bytes = elements[of_table] * (form.b_bytes if form else 1.0)
+        copies[of_table] = weight_copies(method, weight_bytes, l2_bytes)
+    return copies
 
 
 def features(rows: Rows) -> Array:

@@ -26,6 +26,7 @@ from rtsim.catalog import load_gpu
 from rtsim.device_facts import device_row
 from rtsim.errors import NotSupported, RtsimError
 from rtsim.fitting import attention, collective, gemm, memory_bound, mla, mla_module, moe, resolve
+from rtsim.fitting.gemm_method import method_of
 from rtsim.fitting.method import issued_ahead, stated
 from rtsim.kernel_records import absorb_row, gemm_row
 from rtsim.measurements import Columns
@@ -85,8 +86,9 @@ def predict_gemm(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
     """Times of matrix products; regimes by the rows m of a product."""
 
     def seconds(group: Group) -> Array:
-        rows = gemm.rows_of(columns, group.members)
-        _, copies = gemm.method_of(group.key["stack"], group.key["dtype"])
+        rows = gemm.rows_of(columns, group.members, group.gpu.l2_bytes)
+        key = group.key
+        copies = method_of(key["stack"], key["dtype"], key["stack_version"]).activation_copies
         row = gemm_row(
             group.profile, group.gpu, group.key["dtype"], activation_copies=copies,
             variants=resolve.released_variants("gemm", group.key)[:1],

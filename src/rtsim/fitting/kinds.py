@@ -8,7 +8,6 @@ accuracy report treat all kinds alike. A block is the rows of one section of a p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,7 +26,7 @@ from rtsim.fitting.attention_kernels import (
     runs_like,
 )
 from rtsim.fitting.measured_rows import joined
-from rtsim.fitting.method import launched, stated
+from rtsim.fitting.method import launched, stated, version
 from rtsim.fitting.resolve import memory_bound_machine, section_of
 from rtsim.measurements import Columns
 from rtsim.profile import RELEASE_MARK
@@ -181,10 +180,12 @@ def _block(
     made: Any
     machine: Any = None
     if kind == "gemm":
-        machine = gemm.machine_of(gpu, device_row(gpu), stack, row["dtype"])
+        machine = gemm.machine_of(
+            gpu, device_row(gpu), stack, row["dtype"], row.get("stack_version", "")
+        )
         if machine is None:
             return None  # the GPU states no rate for this format
-        made = gemm.rows_of(columns, rows)
+        made = gemm.rows_of(columns, rows, gpu.l2_bytes)
     elif kind == "memory_bound":
         made, machine = memory_bound.rows_of(columns, rows), memory_bound_machine(gpu)
     elif kind == "collective":
@@ -209,15 +210,6 @@ def _block(
     eager = launched(row["timing"], stack in EAGER_STACKS)
     form, release = row.get("dtype", ""), row.get("stack_version", "")
     return Block(kind, section, gpu, stack, form, made, machine, eager, release)
-
-
-def version(text: str) -> tuple[int, ...]:
-    """For comparison: 1.3.0rc20 is newer than 1.3.0rc5.
-
-    >>> version("1.3.0rc20") > version("1.3.0rc5")
-    True
-    """
-    return tuple(int(digits) for digits in re.findall(r"[0-9]+", text))
 
 
 def older_releases(blocks: Sequence[Block]) -> list[Block]:

@@ -6,6 +6,7 @@ how the tables of a stack are made.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,15 @@ def stated(columns: Columns, name: str, members: NDArray[np.intp]) -> NDArray[np
     if name not in columns:
         return np.full(len(members), "")
     return np.asarray(columns[name][members].astype(np.str_))
+
+
+def version(text: str) -> tuple[int, ...]:
+    """For comparison: 1.3.0rc20 is newer than 1.3.0rc5.
+
+    >>> version("1.3.0rc20") > version("1.3.0rc5")
+    True
+    """
+    return tuple(int(digits) for digits in re.findall(r"[0-9]+", text))
 
 
 def launched(timing: str, eager_stack: bool) -> bool:
