@@ -30,8 +30,15 @@ import numpy as np
 from rtsim.catalog import load_gpu
 from rtsim.fit import select_rows
 from rtsim.fitting import collective as collective_rows
-from rtsim.fitting import gemm as gemm_rows
-from rtsim.fitting import kernel_rows, kinds, mla, mla_module, serving_cases, serving_fit
+from rtsim.fitting import (
+    gemm_priors,
+    kernel_rows,
+    kinds,
+    mla,
+    mla_module,
+    serving_cases,
+    serving_fit,
+)
 from rtsim.fitting.generation import choose_rows, configurations
 from rtsim.fitting.serving_rows import Deployments
 from rtsim.measurements import Columns, Table, read_table
@@ -156,7 +163,7 @@ def choose_kernels(folder: Path) -> None:
             key = (block.gpu.name, stack, block.section)
             if any(new):
                 sections.setdefault(key, []).append(block.take(np.array(new)))
-            elif block.kind == "gemm" and block.dtype not in gemm_rows.HALF:
+            elif block.kind == "gemm" and block.dtype not in gemm_priors.HALF:
                 older.setdefault(key, []).append(block)
         files: dict[tuple[str, str], list[np.ndarray]] = {}
         counts = shared_counts(sections)

@@ -36,7 +36,7 @@ from accuracy import percent, put_into, table  # noqa: E402
 from rtsim.catalog import load_gpu  # noqa: E402
 from rtsim.device_facts import attention_peak_flops_per_s  # noqa: E402
 from rtsim.errors import NotSupported  # noqa: E402
-from rtsim.fitting import gemm, kernel_rows, kinds, mla, network_rows  # noqa: E402
+from rtsim.fitting import gemm_priors, kernel_rows, kinds, mla, network_rows  # noqa: E402
 from rtsim.fitting.attention_kernels import made_for_latent  # noqa: E402
 from rtsim.fitting.generation import configurations, fit_stack  # noqa: E402
 from rtsim.measurements import Columns, read_table  # noqa: E402
@@ -63,7 +63,7 @@ LEFT_OUT_LABELS = {
 # One stack under two names: kernels and communication of the same layers.
 STACKS = {"sarathi-serve/pytorch": "sarathi-serve", "pytorch-nccl": "sarathi-serve"}
 OTHER_METHOD = ("PrincetonUniversity/LLMCompass",)  # timed from the host, in no fit
-FULL_16_BIT = gemm.HALF
+FULL_16_BIT = gemm_priors.HALF
 SIXTEEN_BITS = "16 bits"
 NARROW_CACHE = "attention_prefill.bf16_fp8"  # written in 8 bits; on older GPUs the rest is as in 16
 CURVE = (8, 16, 32, 64, 128)

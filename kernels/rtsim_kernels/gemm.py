@@ -16,6 +16,7 @@ model takes the fastest:
     dram    = d + ramp_s d / (d + ramp_s),   d = bytes missing the L2 / (hbm_frac bandwidth)
     t       = launch + start min(1, tiles/SMs) + fill
               + (body^3 + chain^3 + traffic^3 + dram^3)^(1/3) + split_s if s > 1
+    answer  = (t^6 + (2 m n k batch / (power_frac peak))^6)^(1/6)        of the fastest candidate
 
 with tile_bytes = (min(m,tm) a_bytes + min(n,tn) b_bytes) step_k steps + store_cost min(m,tm)
 min(n,tn) out_bytes, store the last term at the rate of one SM, fill = fill_clocks/clock (less
@@ -51,6 +52,12 @@ one benchmark and six times by another tell. C = l2_use l2_bytes / (1 + KEPT_TWI
 Weights come round after `weight_copies` copies of themselves (infinity: a whole model passes in
 between, every byte comes from DRAM), activations and results after one call. Operands that outgrow
 the cache are read again by every block of tiles that is in flight together.
+
+Power. A board that multiplies in one replay after another draws what its limit allows: B200 and
+L40S sustain 0.7-0.8 of their peak, H100 0.85, A100 at 400 W all of it. Products that keep part of
+the SMs busy, or wait for memory, stay below the limit and run at a higher clock, so this bounds the
+whole product and not the rate of a tile. The boards of two tables may differ in it: large products
+on L40S take 0.50-0.75 of the peak in one table and another.
 
 Run-time activation quantisation (gemm.quantize_bytes > 0) is a kernel before the product: its
 own launch and one pass over the activations.
@@ -106,6 +113,8 @@ GEMM_COEFFICIENTS = (
                 "math rate of an endless tile in a short kernel, share of the peak"),
     Coefficient("power_drop", 0.10, 0.5, 0.005, 1.5, "1",
                 "slow-down per tenfold length of a kernel beyond 0.1 ms (power limit)"),
+    Coefficient("power_frac", 100.0, 0.1, 0.1, 1000.0, "1",
+                "math rate that the power limit lets through, share of the peak (100: all)"),
     Coefficient("hbm_frac", 0.82, 0.06, 0.2, 1.0, "1", "share of the DRAM bandwidth reached"),
     Coefficient("ramp_s", 1.15e-6, 0.4, 1e-8, 1e-5, "s", "time until DRAM streams at full rate"),
     Coefficient("l2_use", 1.0, 0.1, 0.1, 1.2, "1",
@@ -478,7 +487,12 @@ def gemm_s(
         best *= longer  # each load takes so many more, and math and traffic with them
         best_body *= longer
         best_memory *= longer
-    seconds = max(fixed + best, gemm_flops(m, n, k, batch) / short_flops_per_s(gemm, device))
+    flops = gemm_flops(m, n, k, batch)
+    limited = flops / (gemm.power_frac * gemm.peak_flops_per_s)
+    ratio = limited / (fixed + best)
+    seconds = (fixed + best) * (1.0 + ratio * ratio * ratio * ratio * ratio * ratio) ** (1.0 / 6.0)
+    seconds = max(seconds, flops / short_flops_per_s(gemm, device))
+    best_body = max(best_body, limited)
     bound = BOUND_MEMORY
     if best_body > best_memory:
         bound = BOUND_COMPUTE

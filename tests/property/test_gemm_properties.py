@@ -31,6 +31,7 @@ def gemm_rows(draw: st.DrawFn) -> np.ndarray:
     for c in gemm.GEMM_COEFFICIENTS:
         z = draw(st.floats(-2.0, 2.0))
         values[c.name] = float(np.clip(c.prior * np.exp(c.spread * z), c.lower, c.upper))
+    values["power_frac"] = draw(st.sampled_from([values["power_frac"], 0.9, 0.4]))
     return np.array(tuple(values[name] for name in gemm.GEMM.names or ()), gemm.GEMM)
 
 

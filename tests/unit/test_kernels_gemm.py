@@ -12,6 +12,7 @@ from rtsim_kernels import compiled, gemm, tables
 
 from rtsim import catalog
 from rtsim.fitting import gemm as recipe
+from rtsim.fitting.gemm_priors import coefficients_for
 from rtsim.specs.dtype import OperandFormat, operand_format
 
 # Round numbers: 100 SMs at 1 GHz, 200 TFLOP/s, 1 TB/s, an L2 of 40 MB.
@@ -114,6 +115,8 @@ def naive_s(m: float, n: float, k: float, batch: float, copies: float, g: Any, d
         start = g.start_clocks / d.clock_hz * min(1.0, tiles / d.sm_count)
         found.append(fill + start + smooth + (g.split_s if s > 1.0 else 0.0))
     seconds = g.launch_clocks / d.clock_hz + min(found)
+    limited = 2.0 * m * n * k * batch / (g.power_frac * g.peak_flops_per_s)
+    seconds = (seconds**6 + limited**6) ** (1.0 / 6.0)
     return max(seconds, 2.0 * m * n * k * batch / peak)
 
 
@@ -127,6 +130,7 @@ def naive_s(m: float, n: float, k: float, batch: float, copies: float, g: Any, d
         {"l2_partitions": 2.0, "start_clocks": 5000.0},
         {"least_rows": 100.0, "least_columns": 110.0},
         {"least_step": 0.5, "largest_waves": 1.0},
+        {"power_frac": 0.6},
         {**FP32, "peak_flops_per_s": 8e12, "long_row_cost": 0.5, "least_rows": 64.0},
     ],
 )
@@ -341,6 +345,21 @@ def test_a_board_short_of_power_slows_down_in_long_products() -> None:
     assert gemm.short_flops_per_s(unlimited, tables.as_row(DEVICE)) == 3e13
 
 
+def test_a_power_limit_bounds_products_that_keep_the_whole_board_busy() -> None:
+    def slower(size: float, frac: float) -> float:
+        unlimited, _ = timed(size, size, size)
+        return timed(size, size, size, power_frac=frac)[0] / unlimited
+
+    flops_per_s = 2.0 * 16384.0**3 / timed(16384.0, 16384.0, 16384.0, power_frac=0.3)[0]
+    peak = tables.as_row(row()).peak_flops_per_s
+    assert 0.29 * peak < flops_per_s <= 0.3 * peak
+    assert timed(16384.0, 16384.0, 16384.0, power_frac=0.3)[1] == tables.BOUND_COMPUTE
+    assert slower(16384.0, 0.3) > 1.5
+    # A product of a few tiles keeps few SMs busy, one of a few rows waits for memory.
+    assert slower(256.0, 0.3) == pytest.approx(1.0, abs=1e-3)
+    assert slower(16384.0, 10.0) == pytest.approx(1.0, abs=1e-6)
+
+
 def test_long_rows_cost_the_ordinary_cores() -> None:
     def seconds(k: float, cost: float, **changed: float) -> float:
         return timed(2048.0, 2048.0, k, long_row_cost=cost, **changed)[0]
@@ -451,6 +470,18 @@ def test_some_benchmarks_cycle_through_as_many_weights_as_fill_the_l2() -> None:
     assert recipe.rows_of(columns, members, 96.0 * mib).weight_copies.tolist() == [5.0] * 5
 
 
+def test_priors_follow_the_class_of_kernels() -> None:
+    def prior(name: str, *steps: float, dtype: str = "bf16") -> float:
+        facts = [{"least_step": step, "l2_partitions": 2.0} for step in steps]
+        found = coefficients_for("vllm", dtype, facts=facts)
+        return next(c.prior for c in found if c.name == name)
+
+    assert prior("wave_round", 1.0) < PRIORS["wave_round"] < prior("wave_round", 0.5, 0.5)
+    assert prior("wave_round", 1.0, 0.5) == prior("wave_round") == PRIORS["wave_round"]
+    assert prior("wave_round", 1.0, dtype="fp8") == prior("wave_round", dtype="fp8")
+    assert prior("power_frac") < 1.0 < prior("power_frac", dtype="fp32")
+
+
 def test_the_method_of_a_table_changes_with_the_release() -> None:
     columns = table(2, stack="sglang")
     columns["stack_version"] = np.array(["0.5.6.post2", "0.5.10"])
@@ -492,7 +523,7 @@ def test_chosen_rows_are_few_distinct_and_repeatable() -> None:
 
 def test_priors_follow_stack_and_format() -> None:
     def prior(stack: str, dtype: str, name: str) -> float:
-        return {c.name: c.prior for c in recipe.coefficients_for(stack, dtype)}[name]
+        return {c.name: c.prior for c in coefficients_for(stack, dtype)}[name]
 
     assert prior("vllm", "bf16", "split_s") == PRIORS["split_s"]
     assert prior("vllm", "fp8", "split_s") > PRIORS["split_s"]
@@ -505,10 +536,10 @@ def test_fit_recovers_the_coefficients_that_made_the_rows(dtype: str) -> None:
     a100 = machine(dtype)
     columns = table(400, dtype)
     rows = recipe.rows_of(columns, np.flatnonzero(recipe.usable(columns) == ""))
-    truth = {c.name: c.prior for c in recipe.coefficients_for("vllm", dtype)}
+    truth = {c.name: c.prior for c in coefficients_for("vllm", dtype)}
     truth["launch_clocks"] *= 1.3
     truth["hbm_frac"] = 0.9
-    truth["compute_frac"] = 0.8
+    truth["power_frac" if dtype == "bf16" else "compute_frac"] = 0.7
     columns["time_us"] = recipe.predict(rows, a100, truth) * 1e6
     rows = recipe.rows_of(columns, np.arange(400))
     chosen = recipe.choose_rows(rows, 64)
@@ -516,7 +547,7 @@ def test_fit_recovers_the_coefficients_that_made_the_rows(dtype: str) -> None:
     fitted = recipe.named(fit)
     error = np.abs(recipe.predict(rows, a100, fitted) / rows.measured_s - 1)
     assert error.mean() < 0.01
-    for name in ("hbm_frac", "compute_frac"):
+    for name in ("hbm_frac", "power_frac" if dtype == "bf16" else "compute_frac"):
         assert fitted[name] == pytest.approx(truth[name], rel=0.06)
 
     def empty_s(values: dict[str, float]) -> float:  # what no size tells apart

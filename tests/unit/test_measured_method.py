@@ -14,6 +14,7 @@ from rtsim.catalog import load_gpu
 from rtsim.errors import SpecError
 from rtsim.fitting import attention, gemm, generation, kernel_rows, kinds, memory_bound, resolve
 from rtsim.fitting.gemm_method import method_of
+from rtsim.fitting.gemm_priors import coefficients_for
 from rtsim.fitting.generation_rows import predict_rows, with_traits
 from rtsim.profile import load_profile
 from rtsim.table_text import write_table
@@ -91,7 +92,7 @@ def test_priors_of_a_launch_follow_how_rows_were_timed() -> None:
                                ALL, load_gpu, "vllm")  # fmt: skip
     assert block.launched
     eager, graph = (
-        {c.name: c.prior for c in gemm.coefficients_for("pytorch", "bf16", flag)}["launch_clocks"]
+        {c.name: c.prior for c in coefficients_for("pytorch", "bf16", flag)}["launch_clocks"]
         for flag in (True, False)
     )
     assert eager > 5 * graph

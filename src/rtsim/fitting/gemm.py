@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rtsim_kernels import gemm
-from rtsim_kernels.tables import Coefficient
 
 from rtsim.device_facts import l2_partitions, least_step, sustained_flops_per_s
 from rtsim.fit import DERIVATIVE_STEP, Fit, fit_coefficients, select_rows
 from rtsim.fitting.gemm_method import method_of, weight_copies
+from rtsim.fitting.gemm_priors import HALF, coefficients_for
 from rtsim.fitting.measured_rows import MeasuredRows
 from rtsim.fitting.method import by_residency, stated
 from rtsim.specs.dtype import operand_format
@@ -42,9 +42,7 @@ ROUNDING_S = 0.3e-6
 # The cost has valleys where single rows pass in and out of the L2, and two for how a library picks
 # its kernels: by a heuristic (16-bit products), or by trying them.
 L2_STARTS = ({"l2_use": 0.3}, {"l2_use": 0.6}, {"l2_use": 1.0})
-WHOLE_L2_SPREAD = 0.15  # of l2_use where all SMs share one L2, which keeps what fits
 HEURISTIC_START = {"largest_waves": 1.0}
-HALF = ("bf16", "fp16")
 WIDE_STEP = 0.2  # of a first derivative, in prior deviations
 # `choose_rows` spreads its rows over a sample: this part of a table, but so many rows at least.
 SAMPLE_PART = 8
@@ -58,11 +56,6 @@ FAST_PATH_BYTES = 16  # rows of n and k elements must be a multiple of this for 
 # few columns take half as long as reading 16-bit activations from DRAM would (8192 x 128 x 7168 on
 # L40S), where those of all other stacks and formats take twice as long and more.
 QUANTISED_BEFORE = (("sglang", "fp8_static"), ("trtllm", "int8_sq"), ("pytorch", "int8_sq"))
-
-# One call between two events from the host: that much of the time is launch and event.
-EAGER_STACKS = ("pytorch",)
-EAGER_LAUNCH_S = 30e-6
-EAGER_CLOCK_HZ = 1.4e9  # typical of the GPUs timed so, to state that launch in clocks
 
 
 @dataclass(frozen=True)
@@ -188,55 +181,6 @@ def choose_rows(rows: Rows, count: int = 64, seed: int = 0) -> NDArray[np.intp]:
     return pool[select_rows(features(rows.take(pool)), count)]
 
 
-# What fits of other GPUs found for a class of formats, as (prior, spread) by coefficient; other
-# coefficients keep their declared prior. From 10 to 17 fits of trtllm, vllm and sglang tables.
-_QUANTIZED = {  # both operands narrow: CUTLASS and DeepGEMM kernels, most without split-K
-    "launch_clocks": (2600.0, 0.2), "compute_frac": (0.9, 0.2), "power_drop": (0.075, 0.8),
-    "ramp_s": (1.2e-6, 0.7), "l2_use": (0.5, 0.7), "l2_edge": (150.0, 0.35),
-    "start_clocks": (1000.0, 0.6), "sm_edge": (62.0, 0.3), "store_cost": (3.3, 0.7),
-    "fill_clocks": (250.0, 1.0),
-    "step_s": (1.6e-7, 0.5), "split_s": (4.5e-5, 1.1), "wave_round": (0.55, 0.6),
-    "tile_round": (0.8, 0.3), "least_rows": (95.0, 0.6), "least_columns": (82.0, 0.25),
-    "quantize_s": (5e-6, 0.7), "quantize_row_s": (5e-10, 1.5),
-}  # fmt: skip
-_WEIGHT_ONLY = {  # weights are widened in the loop
-    "launch_clocks": (10600.0, 0.12), "compute_frac": (0.85, 0.12), "power_drop": (0.025, 0.7),
-    "hbm_frac": (0.92, 0.06), "l2_use": (0.25, 0.5), "l2_edge": (137.0, 0.2),
-    "store_cost": (2.6, 0.4), "fill_clocks": (1600.0, 0.3), "step_s": (1.3e-7, 0.7),
-    "split_s": (8e-6, 0.5), "wave_round": (0.46, 0.45), "tile_round": (0.82, 0.25),
-    "least_rows": (29.0, 0.35), "least_columns": (80.0, 0.3),
-}  # fmt: skip
-_ORDINARY_CORES = {  # fp32 without tensor cores: 128 FLOPs per clock and SM, 4-byte operands
-    "compute_frac": (1.06, 0.06), "power_drop": (0.025, 0.6), "l2_use": (0.75, 0.35),
-    "l2_edge": (13.0, 0.3), "sm_edge": (6.5, 0.5), "fill_clocks": (1000.0, 0.7),
-    "step_s": (2e-8, 0.3), "wave_round": (0.55, 0.4), "tile_round": (0.87, 0.2),
-    "least_rows": (50.0, 0.45), "least_columns": (75.0, 0.4), "split_s": (5e-6, 0.8),
-}  # fmt: skip
-
-
-def coefficients_for(
-    stack: str, dtype: str, launched: bool | None = None
-) -> tuple[Coefficient, ...]:
-    """The declared coefficients with the priors of a stack and dtype.
-
-    launched: whether a launch from the host is in the times; None: as the stack's tables are made.
-    """
-    changed: dict[str, tuple[float, float]] = {}
-    form = operand_format(dtype)
-    if form is not None and form.quantize_bytes > 0:
-        changed = dict(_QUANTIZED)
-    elif form is not None and form.b_bytes < form.a_bytes:
-        changed = dict(_WEIGHT_ONLY)
-    elif dtype == "fp32":
-        changed = dict(_ORDINARY_CORES)
-    if stack in EAGER_STACKS if launched is None else launched:
-        changed["launch_clocks"] = (EAGER_LAUNCH_S * EAGER_CLOCK_HZ, 0.4)
-    return tuple(
-        c._replace(prior=changed[c.name][0], spread=changed[c.name][1]) if c.name in changed else c
-        for c in gemm.GEMM_COEFFICIENTS
-    )
-
-
 def predict(rows: Rows, machine: Machine, coefficients: Mapping[str, float | Array]) -> Array:
     """Seconds of every row, compiled; (sets, rows) where coefficients are arrays (sets,)."""
     from rtsim_kernels import compiled
@@ -267,14 +211,8 @@ def fit_rows(
     launched: see `coefficients_for`.
     """
     measured_s = np.concatenate([rows.measured_s for rows, _ in groups])
-    coefficients = coefficients_for(stack, dtype, launched)
-    if all(machine.facts["l2_partitions"] == 1.0 for _, machine in groups):
-        coefficients = tuple(
-            c._replace(prior=1.0, spread=min(c.spread, WHOLE_L2_SPREAD))
-            if c.name == "l2_use"
-            else c
-            for c in coefficients
-        )
+    facts = [machine.facts for _, machine in groups]
+    coefficients = coefficients_for(stack, dtype, launched, facts)
     if base:
         coefficients = tuple(
             c._replace(

@@ -27,6 +27,7 @@ from rtsim.device_facts import device_row
 from rtsim.errors import NotSupported, RtsimError
 from rtsim.fitting import attention, collective, gemm, memory_bound, mla, mla_module, moe, resolve
 from rtsim.fitting.gemm_method import method_of
+from rtsim.fitting.gemm_priors import EAGER_CLOCK_HZ, EAGER_LAUNCH_S
 from rtsim.fitting.method import issued_ahead, stated
 from rtsim.kernel_records import absorb_row, gemm_row
 from rtsim.measurements import Columns
@@ -97,7 +98,7 @@ def predict_gemm(columns: Columns, profile: str | None) -> dict[str, RowTimes]:
             row["quantize_bytes"] = 0.0
         row["launch_clocks"] = issued_ahead(
             float(row["launch_clocks"]), _prior(GEMM_COEFFICIENTS, "launch_clocks"),
-            gemm.EAGER_LAUNCH_S * gemm.EAGER_CLOCK_HZ, group.key["timing"],
+            EAGER_LAUNCH_S * EAGER_CLOCK_HZ, group.key["timing"],
         )  # fmt: skip
         device = device_row(group.gpu)
         return np.asarray(

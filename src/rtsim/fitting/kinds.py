@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rtsim.device_facts import device_row, link_facts_of
 from rtsim.fit import Fit
-from rtsim.fitting import attention, collective, gemm, memory_bound, mla, moe
+from rtsim.fitting import attention, collective, gemm, gemm_priors, memory_bound, mla, moe
 from rtsim.fitting.attention_kernels import (
     decode_kernels,
     latent_kernels,
@@ -59,7 +59,7 @@ _METHOD_KEYS = ("timing", "residency")
 _OPTIONAL = (*_METHOD_KEYS, "stack_version")
 FOLDS = 4
 ALIKE_SPREAD = 0.5  # of the declared spreads, about a prior that like kernels set
-EAGER_STACKS = gemm.EAGER_STACKS
+EAGER_STACKS = gemm_priors.EAGER_STACKS
 _PAIR = 2.0  # GPUs of an NVLink bridge
 
 
