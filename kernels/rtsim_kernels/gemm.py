@@ -76,13 +76,18 @@ row (m = 1) stream and do not care. Evidence: prompt passes of unfused attention
 16-bit row, so fits leave the coefficient at its prior.
 
 Not modelled: TF32 (4-byte activations count as ordinary cores); the kernel that a library really
-picks, where more work then takes less time: on L40S k = 7,168 is not split (31 us at m = 12,
-n = 32) and 8,192 is (5 us); vLLM's fp8 kernel of 4,096 < n <= 8,192 there is 20-30 % slower than
-that of 12,288, and those of 16 < m <= 64 20 % slower than its others; on A100 k = 128 takes as
-long as k = 256. Single shapes move by tens of per cent. Corrected by the median residual of the
-six nearest of 2,000 rows, 16-bit predictions would still be 4-6 % off on A100, H100 and B200
-(SGLang there: 9 %) and 10 % on L40S. Which rows are fitted matters little (twelve choices of 64 by
-four designs: 7.9-8.2 % over all), 600 of them gain 0.4 points, other tile lists nothing.
+picks, where more work then takes less time. On L40S a product of less than 2^21 multiply-adds is
+never split along k (31 us at 8 x 32 x 7,168, 5 us at 10 x 32 x 7,168), nor is one of 1,536 columns
+and more with k below 3 n. vLLM's fp8 kernel of 4,096 < n <= 8,192 there is 20-30 % slower than that
+of 12,288, and those of 16 < m <= 64 20 % slower than its others. On A100 k = 128 takes as long as
+k = 256, and k = 768 longer than 1,024. In sarathi-serve's table of H100 products of 257-384 rows
+take 30-80 % longer in some waves. Single shapes move by tens of per cent.
+
+What limits 16-bit predictions (mean over GPUs, unseen rows): 7.7 % with 64 rows of each stack,
+7.1 % with 1,000. Boosted trees over the residuals of thousands of rows, which need not rise with
+the sizes, leave 3-6 % on A100, A40, H100 and B200 and 8 % on L40S, where tables of two releases of
+one stack differ by 7-12 %. Which rows are fitted matters little (twelve choices of 64 by four
+designs: 0.3 points), other tile lists, exponents of the overlap or limits to the splits nothing.
 
 Sources: tiles, waves and split-K as in CUTLASS; constants and priors from measured bf16 GEMMs on
 A100, H100, B200, L40S and A40. Known error: docs/accuracy.
