@@ -31,13 +31,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from accuracy import percent, put_into, table  # noqa: E402
 
-from rtsim.fitting.serving_cases import Case, batch_cases, serving_cases  # noqa: E402
+from rtsim.fitting.serving_cases import Case, batch_cases, serving_cases, sigma_of  # noqa: E402
 from rtsim.fitting.serving_cases import profile_times as shipped  # noqa: E402
-from rtsim.fitting.serving_fit import ServingFit, choose_rows, fit_serving  # noqa: E402
+from rtsim.fitting.serving_fit import SATURATED_S, ServingFit, choose_rows, fit_serving  # noqa: E402
 from rtsim.fitting.serving_rows import Deployments  # noqa: E402
 from rtsim.measurements import Columns, Table, read_table  # noqa: E402
 from rtsim.profile import DEVIATIONS_90  # noqa: E402
-from rtsim.serving.steady import serving_sigma  # noqa: E402
 
 MARKDOWN = ROOT / "docs" / "accuracy-serving.md"
 RUNS_FITTED = 64
@@ -74,12 +73,11 @@ class Judged:
 
 
 def judge(cases: Sequence[Case], predict: Predict) -> Judged:
-    profiles = [c.deployment.engine.system.profile for c in cases]
     last = "batch" if cases and cases[0].batch else "tpot"
     return Judged(
         np.array([(c.ttft_s, c.tpot_s) for c in cases]),
         np.array([predict(c) for c in cases]),
-        np.array([(serving_sigma(p, "ttft"), serving_sigma(p, last)) for p in profiles]),
+        np.array([(sigma_of(c, "ttft"), sigma_of(c, last)) for c in cases]),
     )
 
 
@@ -221,9 +219,16 @@ def serving_sections(folder: Path) -> dict[str, str]:
     model_lines.append(line("**all**", joined(model.values())))
     pools = [c for c in cases if c.prefill is not None]
     stated = whole.columns["decode_workers"] > 0
+    queued = [c for c in pools if c.ttft_s > SATURATED_S]
     pool_lines = [
-        line(label, judge([c for c in pools if stated[c.index] == is_stated], shipped))
-        for label, is_stated in (("workers stated", True), ("workers not stated", False))
+        line(label, judge(some, shipped))
+        for label, some in (
+            ("workers stated", [c for c in pools if stated[c.index]]),
+            ("workers not stated", [c for c in pools if not stated[c.index]]),
+            ("**all**", pools),
+            ("of them with a queue outside", queued),
+            ("and without", [c for c in pools if c.ttft_s <= SATURATED_S]),
+        )
     ]
     repeats = repeated([c for c in pools if not stated[c.index]], whole.columns)
     suspect = whole.columns["suspect_parallelism"] > 0
@@ -233,7 +238,7 @@ def serving_sections(folder: Path) -> dict[str, str]:
         ["degrees read as multiplied twice", str(int(suspect.sum()))],
         ["pools whose workers are not counted", str(sum(not stated[c.index] for c in pools))],
         ["time to first token above 10 s: a queue outside",
-         str(int((whole.columns["ttft_ms"] > 1e4).sum()))],
+         str(int((whole.columns["ttft_ms"] > 1e3 * SATURATED_S).sum()))],
         *([reason, "1"] for reason in reasons.values()),
     ]  # fmt: skip
     return {

@@ -173,7 +173,8 @@ def cycle_of(
     prompt takes. before: the last round's.
     """
     others = requests - 1.0
-    everyone = requests + (load.groups - 1.0) * load.in_flight / load.stages
+    running = min(load.in_flight, load.most_running)
+    everyone = max(requests, load.groups * running / load.stages)
     company = min(1.0, everyone - 1.0)
     per_s = others / before.cycle_s  # prompts of the others
     most = max(1.0, 1.0 / budgets)  # that a step takes

@@ -50,7 +50,7 @@ ENGINE_COEFFICIENTS = (
                 "further time of a step per sequence in it"),
     Coefficient("prompt_step_s", 1.0e-3, 0.7, 1e-6, 5e-2, "s",
                 "further time of a step with prompts in it: no graph of it is replayed"),
-    Coefficient("gemm_frac", 1.0, 0.15, 0.5, 2.0, "1",
+    Coefficient("gemm_frac", 1.0, 0.3, 0.5, 2.0, "1",
                 "time of matrix products in the engine over that of the kernels alone"),
     Coefficient("attention_frac", 1.0, 0.15, 0.5, 2.0, "1",
                 "the same of attention and recurrences"),
@@ -60,6 +60,8 @@ ENGINE_COEFFICIENTS = (
                 "the same of collectives"),
     Coefficient("moe_frac", 1.0, 0.2, 0.5, 2.0, "1",
                 "the same of expert layers"),
+    Coefficient("parted_frac", 1.0, 0.2, 0.5, 2.0, "1",
+                "further factor on expert layers whose experts are shared out among GPUs"),
     Coefficient("prompt_frac", 1.0, 0.15, 0.5, 2.0, "1",
                 "further factor on a step of prompts alone, in a mixed one by their share"),
     Coefficient("request_s", 3.0e-2, 0.7, 1e-4, 1.0, "s",
@@ -193,8 +195,9 @@ def mixed_work(operator: Any, batch: Any, machine: Any) -> tuple[float, float]:
 
 
 @inner
-def engine_frac(kind: int, engine: Any) -> float:
-    """The engine's factor on operators of a kind."""
+def engine_frac(operator: Any, engine: Any) -> float:
+    """The engine's factor on an operator."""
+    kind = operator.kind
     if kind == tables.GEMM:
         return float(engine.gemm_frac)
     if kind == tables.MEMORY_BOUND:
@@ -202,7 +205,8 @@ def engine_frac(kind: int, engine: Any) -> float:
     if kind == tables.COLLECTIVE:
         return float(engine.collective_frac)
     if kind == tables.MOE:
-        return float(engine.moe_frac)
+        parted = operator.n_local_experts < operator.n_experts
+        return float(engine.moe_frac * engine.parted_frac if parted else engine.moe_frac)
     return float(engine.attention_frac)
 
 
@@ -216,7 +220,7 @@ def engine_operator_s(operator: Any, batch: Any, machine: Any, engine: Any) -> f
     alone_s = mixed_operator_s(operator, batch, machine)
     prompt_tokens = batch.n_prompts * batch.chunk
     share = prompt_tokens / max(1.0, prompt_tokens + batch.n_decodes * batch.checked)
-    frac = engine_frac(operator.kind, engine) * (1.0 + (engine.prompt_frac - 1.0) * share)
+    frac = engine_frac(operator, engine) * (1.0 + (engine.prompt_frac - 1.0) * share)
     if frac >= 1.0 or alone_s <= 0.0:
         return frac * alone_s
     bound_s = 0.0

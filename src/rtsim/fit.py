@@ -12,7 +12,7 @@ Coefficients that the rows do not pin down stay at their prior and are reported 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,17 @@ class Fit:
     pinned: NDArray[np.bool_]
     log_residuals: Array
     priors: Array
+
+    def first(self, count: int) -> Fit:
+        """The fit of its first `count` coefficients, the others' uncertainty in theirs."""
+        return replace(
+            self,
+            names=self.names[:count],
+            values=self.values[:count],
+            covariance=self.covariance[:count, :count],
+            pinned=self.pinned[:count],
+            priors=self.priors[:count],
+        )
 
 
 def fit_coefficients(

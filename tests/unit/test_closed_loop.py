@@ -2,55 +2,38 @@
 
 from __future__ import annotations
 
-from functools import cache
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from rtsim_kernels import compiled, lockstep, time_heap
 
-from rtsim.lengths import Lengths, bucketed, fixed
-from rtsim.named_system import system
+from rtsim.lengths import fixed
 from rtsim.serving.arrivals import Generated
 from rtsim.serving.deployment import Deployment
-from rtsim.serving.engine import Engine
 from rtsim.serving.simulate import simulate
 from rtsim.serving.steady import steady_state
 
-SYSTEMS = {
-    "dense": ("llama-3.1-8b", "h100", {}),
-    "experts": ("mixtral-8x7b", "a100", {"tp": 2}),
-    "groups": ("deepseek-v3", "h200", {"attention_dp": 8, "ep": 8, "quantization": "fp8"}),
-}
-SIZES = {"even": (1000, 200), "prompts": (2000, 50), "outputs": (500, 500)}
+ROOT = Path(__file__).parents[2]
 
 
-@cache
-def engine(name: str, stack: str) -> Engine:
-    model, gpu, split = SYSTEMS[name]
-    return Engine(system(model, gpu, stack=stack, **split))
+def script() -> ModuleType:
+    """scripts/closed_loops.py, which compares many more loads."""
+    path = ROOT / "scripts" / "closed_loops.py"
+    spec = importlib.util.spec_from_file_location("closed_loops", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["closed_loops"] = module  # where its NamedTuples are looked for
+    spec.loader.exec_module(module)
+    return module
 
 
-def differing(input_len: int, output_len: int) -> Lengths:
-    """Prompts within 20 % and outputs within 40 % of a mean."""
-    generator = np.random.default_rng(0)
-    prompts = generator.uniform(0.8, 1.2, 400) * input_len
-    outputs = np.rint(generator.uniform(0.6, 1.4, 400) * output_len).astype(int)
-    return bucketed(np.rint(prompts), outputs)
-
-
-def played(made: Engine, in_flight: int, lengths: Lengths) -> tuple[float, float, float]:
-    """(ttft, tpot, requests a second), without the start and the end of the run."""
-    records: list[np.ndarray] = []
-    traffic = Generated(1.0, lengths, 400 + 12 * in_flight)
-    simulate(Deployment(made), traffic, concurrency=in_flight, records=records)
-    rows = np.concatenate(records)
-    rows = rows[np.argsort(rows["request"])]
-    ends = np.sort(rows["arrival_s"] + rows["e2e_latency_s"])
-    first, last = 3 * in_flight, len(rows) - in_flight
-    rate = (last - first) / (ends[last - 1] - ends[first - 1])
-    rows = rows[first:last]
-    decoding_s = (rows["e2e_latency_s"] - rows["ttft_s"]).sum()
-    return rows["ttft_s"].mean(), decoding_s / (rows["output_tokens"] - 1).sum(), rate
+loops = script()
+SIZES, differing, engine, played = loops.SIZES, loops.differing, loops.engine, loops.simulated
 
 
 @pytest.mark.parametrize(
@@ -94,6 +77,12 @@ def test_lockstep_of_groups_is_a_large_part_of_their_time() -> None:
     alone_s = state.decode_step_s + (state.itl_mixed_s - state.decode_step_s) * 3 / 199
     assert state.tpot_s is not None
     assert state.tpot_s > 1.3 * alone_s
+
+
+def test_one_request_waits_for_nobody() -> None:
+    """With eight groups and one request in all, no step of another group is in its way."""
+    state = steady_state(engine("groups", "vllm"), 1, 300, 100)
+    assert state.ttft_s == pytest.approx(state.ttft_alone_s, rel=1e-6)
 
 
 @pytest.mark.parametrize("in_flight", [16, 64])

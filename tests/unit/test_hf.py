@@ -238,8 +238,10 @@ def test_dtypes(stated: dict[str, Any], dtype: str, noted: bool) -> None:
 def test_what_is_left_out_is_noted() -> None:
     model = model_from_config(LLAMA | {"num_nextn_predict_layers": 2, "hidden_act": "xielu"})
     assert any("multi-token prediction (2)" in note for note in model.notes)
+    assert model.prediction_layers == 2
     assert any("'xielu'" in note for note in model.notes)
     assert model_from_config(LLAMA).notes == ()
+    assert model_from_config(LLAMA).prediction_layers == 0
 
 
 @pytest.mark.parametrize(

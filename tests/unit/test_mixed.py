@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +82,18 @@ def test_interpreted_and_compiled_forms_agree() -> None:
     plain_s = mixed.layers_s(one, False, operators, segments, machine, engine, times)
     compiled_s = layers_s("deepseek-v2-lite", one, gemm_frac=0.7, moe_frac=1.3)
     assert compiled_s == pytest.approx(plain_s, rel=1e-12)
+
+
+def test_shared_out_experts_have_a_factor_of_their_own() -> None:
+    def operator(n_local_experts: float) -> Any:
+        row = np.zeros(1, tables.OPERATOR)
+        row["kind"], row["n_experts"], row["n_local_experts"] = tables.MOE, 64.0, n_local_experts
+        return tables.as_row(row[0])
+
+    values = {**ALONE, "moe_frac": 0.9, "parted_frac": 1.2}
+    engine = tables.as_row(record(mixed.ENGINE, **values))
+    assert mixed.engine_frac(operator(64.0), engine) == 0.9
+    assert mixed.engine_frac(operator(8.0), engine) == pytest.approx(0.9 * 1.2)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -1,8 +1,8 @@
 """Predicts the rows of serving tables and of offline batches.
 
 What a row leaves out is filled in as `serving_rows` says. Rows of pools that do not count their
-workers are predicted with the counts that others state, and stand in a regime of their own: how
-large the system was that they ran on is not known.
+workers are predicted with what others state and a draft token where the model can make one, and
+stand in a regime of their own, with a wider interval: neither is known of the runs.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from rtsim.fitting.serving_cases import batch_cases, profile_times, serving_cases
+from rtsim.fitting.serving_cases import batch_cases, profile_times, serving_cases, sigma_of
 from rtsim.fitting.serving_rows import Deployments
 from rtsim.measurements import Columns
 from rtsim.profile import DEVIATIONS_90, load_profile
 from rtsim.row_times import RowTimes
-from rtsim.serving.steady import system_sigma
 
 REGIMES = ("agg", "disagg", "disagg, workers not stated")
 
@@ -34,9 +33,8 @@ def predict_serving(columns: Columns, profile: str | None) -> dict[str, RowTimes
     skip = _reasons(rows, reasons)
     found = {name: np.full((3, rows), np.nan) for name in ("ttft", "tpot")}
     for case in cases:
-        system = case.deployment.engine.system
         for name, at in zip(found, profile_times(case), strict=True):
-            width = np.exp(DEVIATIONS_90 * system_sigma(system, name))
+            width = np.exp(DEVIATIONS_90 * sigma_of(case, name))
             found[name][:, case.index] = at, at / width, at * width
     counted = (columns["prefill_workers"] > 0) & (columns["decode_workers"] > 0)
     pools = np.where(counted, REGIMES[1], REGIMES[2])
@@ -61,9 +59,8 @@ def predict_batches(columns: Columns, profile: str | None) -> dict[str, RowTimes
     rows = len(columns["runtime_s"])
     found = np.full((3, rows), np.nan)
     for case in cases:
-        system = case.deployment.engine.system
         _, seconds = profile_times(case)
-        width = np.exp(DEVIATIONS_90 * system_sigma(system, "batch"))
+        width = np.exp(DEVIATIONS_90 * sigma_of(case, "batch"))
         found[:, case.index] = seconds, seconds / width, seconds * width
     return {
         "runtime": RowTimes(

@@ -5,7 +5,8 @@ say (`mixed.ENGINE_COEFFICIENTS`), in three stages of ever finer factors, so tha
 fitted as such and a model or release left out loses little:
 
 1. the engine's coefficients, on time per output token, in turn with those of the first token: who
-   waits with others for a prompt is not held up by it later;
+   waits with others for a prompt is not held up by it later. Releases have factors meanwhile, so
+   that the engine does not take on what is one release's;
 2. factors of single weight formats on products and expert layers, and of single releases
    (`RELEASE_SPREAD`), with those of stage 1 fixed;
 3. time before the first token: the fixed part, bunching, and a factor of each release.
@@ -45,7 +46,7 @@ SATURATED_S = 10.0
 
 _OF_TPOT = (
     *("step_s", "sequence_s", "prompt_step_s", "gemm_frac", "attention_frac"),
-    *("memory_frac", "collective_frac", "moe_frac", "prompt_frac"),
+    *("memory_frac", "collective_frac", "moe_frac", "parted_frac", "prompt_frac"),
 )
 _OF_TTFT = ("request_s", "bunching")
 _FRACS_OF_FORMAT = {"mlp": "gemm_frac", "experts": "moe_frac"}
@@ -123,9 +124,9 @@ def fit_serving(
     timed = [c for c in cases if 0.0 < c.ttft_s < SATURATED_S]
     common = start
     if timed:
-        common, _ = _fit_tpot(cases, common, start, tpot_s)
+        common, _ = _fit_tpot(cases, common, start, release_spread)
         common, _ = _fit_ttft(timed, {"serving.engine": common}, start, release_spread)
-    common, engine = _fit_tpot(cases, common, start, tpot_s)
+    common, engine = _fit_tpot(cases, common, start, release_spread)
     formats: dict[str, dict[str, float]] = {}
     releases: dict[str, float] = {}
     if particular:
@@ -145,17 +146,25 @@ def fit_serving(
 
 
 def _fit_tpot(
-    cases: Sequence[Case], common: Mapping[str, float], start: Mapping[str, float], tpot_s: Array
-) -> tuple[dict[str, float], Fit]:
+    cases: Sequence[Case], common: Mapping[str, float], start: Mapping[str, float],
+    release_spread: float,
+) -> tuple[dict[str, float], Fit]:  # fmt: skip
     """The engine's coefficients with those of time per output token, priors at `start`."""
     declared = tuple(c._replace(prior=start[c.name]) for c in _declared(_OF_TPOT))
+    versions = _versions(cases)
 
     def predicted(values: Array) -> Array:
-        tried = {**common, **dict(zip(_OF_TPOT, values.tolist(), strict=True))}
-        return np.array([times_of(c, tried)[1] for c in cases])
+        tried = {**common, **dict(zip(_OF_TPOT, values.tolist(), strict=False))}
+        of_release = dict(zip(versions, values[len(_OF_TPOT) :].tolist(), strict=True))
+        return np.array(
+            [times_of(c, tried)[1] * of_release.get(c.deployment.version, 1.0) for c in cases]
+        )
 
-    fit = fit_coefficients(predicted, tpot_s, declared, row_sigma=1.5 * TPOT_SIGMA)
-    return {**common, **dict(zip(_OF_TPOT, fit.values.tolist(), strict=True))}, fit
+    freedoms = (*declared, *_release_freedoms(versions, release_spread))
+    tpot_s = np.array([c.tpot_s for c in cases])
+    fit = fit_coefficients(predicted, tpot_s, freedoms, row_sigma=1.5 * TPOT_SIGMA)
+    own = fit.first(len(declared))
+    return {**common, **dict(zip(_OF_TPOT, own.values.tolist(), strict=True))}, own
 
 
 def _fit_particular(

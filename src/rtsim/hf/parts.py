@@ -252,6 +252,7 @@ def decoder(
     skipped = prediction_layers(c)
     if skipped:
         c.note(f"Layers of multi-token prediction ({skipped}) are left out.")
+        known["prediction_layers"] = skipped
     with_experts = [g.count for g in layers if isinstance(g.mlp, MoeSpec)]
     parts = Parts(
         attention=sum(g.count for g in layers if g.attention is not None),

@@ -158,7 +158,8 @@ class ModelSpec(Spec):
     projection joins them). `tied_embeddings`: the output head is the token table. `has_head`:
     False for encoders without one. `max_positions`: the longest context it was made for; a hard
     limit only with learned positions. `quantization`: how the weights are stored as published.
-    `other_parameters`: stored beside the layers, without a share in the time.
+    `other_parameters`: stored beside the layers, without a share in the time. `prediction_layers`:
+    layers of multi-token prediction that come with it and may draft tokens; in no count, no time.
     """
 
     name: str = Field(min_length=1, max_length=200)
@@ -180,6 +181,7 @@ class ModelSpec(Spec):
     layers: tuple[LayerGroup, ...]
     encoder: tuple[LayerGroup, ...] = ()
     other_parameters: _Other = 0
+    prediction_layers: int = Field(0, ge=0, le=10_000)
     provenance: Provenance | None = None
     notes: tuple[str, ...] = ()
 
