@@ -18,6 +18,7 @@ import rtsim_kernels
 from numpy.typing import NDArray
 from rtsim_kernels import load
 
+from rtsim import units
 from rtsim.errors import RtsimError, SpecError, UnknownName
 from rtsim.serving.engine import POLICY_CODES, Engine, cache_of
 from rtsim.serving.scheduler import MOST_SEQUENCES, MOST_TOKENS, Scheduler
@@ -134,8 +135,9 @@ class Served:
             codes[small & (capacity == left)] = len(texts)
             texts.append(
                 str(SpecError(
-                    "gpu", gpu, f"not one request of these lengths fits the {left / 2**30:.1f} GiB "
-                    "that are left for its cache: more GPUs, fewer bits or shorter requests",
+                    "gpu", gpu, "not one request of these lengths fits the "
+                    f"{units.format_bytes(left)} that are left for its cache: "
+                    "more GPUs, fewer bits or shorter requests",
                 ))
             )  # fmt: skip
         return capacity, loads, codes, texts

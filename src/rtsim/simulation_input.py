@@ -32,6 +32,12 @@ def deployment_of(
     )  # fmt: skip
     prefill = None
     if prefill_workers is not None:
+        dp = options.get("dp")
+        if decode_workers is not None and dp not in (None, decode_workers):
+            raise SpecError(
+                "dp", dp, f"are the decode replicas, as decode_workers = {decode_workers}: give "
+                "one of them",
+            )  # fmt: skip
         own = dict(options)
         if prefill_tp is not None:
             own["tp"] = prefill_tp
