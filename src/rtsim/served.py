@@ -23,7 +23,7 @@ from rtsim.errors import RtsimError, SpecError, UnknownName
 from rtsim.serving.engine import POLICY_CODES, Engine, cache_of
 from rtsim.serving.scheduler import MOST_SEQUENCES, MOST_TOKENS, Scheduler
 from rtsim.serving.serve import DEFAULT_INPUT, DEFAULT_OUTPUT
-from rtsim.serving.steady import FIELDS, check_load, speculation_of
+from rtsim.serving.steady import FIELDS, MOST_CONCURRENCY, check_load, speculation_of
 from rtsim.specs.workload import WorkloadSpec
 from rtsim.system_rows import Base
 
@@ -94,7 +94,7 @@ class Served:
     def wrong(self, sizes: Sizes) -> Array:
         """(rows,) whether a row's numbers are no load."""
         s = sizes
-        wrong = ~((s["concurrency"] > 0.0) & np.isfinite(s["concurrency"]))
+        wrong = ~((s["concurrency"] > 0.0) & (s["concurrency"] <= MOST_CONCURRENCY))
         for name in _WHOLE:
             least = 0.0 if name == "speculative_tokens" else 1.0
             most = _MOST_OF.get(name, _MOST_TOKENS)

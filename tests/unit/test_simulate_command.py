@@ -169,6 +169,7 @@ def test_overload_and_refusals_are_noted(run, tmp_path):
             ),
             ("dp = 2", "decode_workers = 3"),
         ),
+        (("--rate", "1", "--prefill-workers", "1", "--num-gpus", "4", *LENGTHS), ("num_gpus = 4",)),
         (("--capacity", "--level", "chat", "--requests", "1", *LENGTHS), ("requests = 1",)),
         (("--rate", "1", "--transfer-rate", "5GB/s", *LENGTHS), ("--prefill-workers",)),
         (("--rate", "1", "--plot-kind", "timeline", *LENGTHS), ("plot_kind", "--plot FILE")),

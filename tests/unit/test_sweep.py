@@ -313,6 +313,7 @@ SMALL = {"model": "gpt3-175b", "gpu": "a100", "tp": "8"}
         (SMALL, {"sort": "tpot"}, UnknownName, "tpot_s"),
         (SMALL, {"sort": "model"}, UnknownName, "column"),
         (SMALL, {"pareto": "tpot_s"}, SpecError, "two columns"),
+        (SMALL, {"pareto": "tpot_s,max:tpot_s"}, SpecError, "tpot_s twice"),
         (SMALL, {"top": 0}, SpecError, "at least 1"),
         (SMALL, {"top": 1.5}, SpecError, "whole number"),
         (SMALL, {"threads": 0}, SpecError, "threads = 0"),
