@@ -91,6 +91,16 @@ def test_a_closed_loop_has_no_process_of_arrivals(run):
     assert "9 requests, 3 kept in flight, seed 0\n" in text
 
 
+def test_a_short_closed_loop_says_that_its_start_counts(run):
+    loop = (*SYSTEM, "--concurrency", "8", "--input-len", "2000", "--output-len", "20", "--json")
+    short, long = (
+        json.loads(run(*loop, "--requests", n)[1]) for n in ("16", "800")
+    )  # fmt: skip
+    assert short["ttft"]["mean_s"] > 1.2 * long["ttft"]["mean_s"]
+    assert any("the first 8 of 16 requests" in note for note in short["notes"])
+    assert not any("at one time" in note for note in long["notes"])
+
+
 def test_capacity_and_figures(run, tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "g.png"
@@ -131,7 +141,7 @@ def test_overload_and_refusals_are_noted(run, tmp_path):
     text = " ".join(text.split())
     assert status == 0
     assert "2 of 1,503 requests were rejected: no prompt or no output token" in text
-    assert "1 of 1,503 requests were rejected: longer than the context of 131,072 tokens" in text
+    assert "1 of 1,503 requests was rejected: longer than the context of 131,072 tokens" in text
     assert "are carried:" in text
     assert "were waiting at the last arrival" in text
 
