@@ -227,7 +227,7 @@ FIXES = re.compile(r"--(ttft|tpot|max-gpus|budget) (\S+?)(?:ms)?[, ]")
         {"ttft_s": 0.1, "tpot_s": 0.0001},
         {"level": "chat", "max_gpus": 1, "rate_per_s": 500.0},
         {"level": "chat", "budget_usd_per_hour": 1.0},
-        {"level": "chat", "budget_usd_per_hour": 1.0, "rate_per_s": 1e6 + 7},
+        {"level": "chat", "budget_usd_per_hour": 1.0, "rate_per_s": 1_060_007.0},
         {"level": "interactive", "input_len": 60000},
         {"ttft_s": 0.002, "confident": True},
         {"tpot_s": 0.001, "max_gpus": 2, "rate_per_s": 300.0, "budget_usd_per_hour": 5.0},
