@@ -19,7 +19,7 @@ import numpy as np
 import rtsim_kernels
 from numpy.typing import NDArray
 
-from rtsim import bulk_generations, bulk_serving, served
+from rtsim import bulk_generations, bulk_serving, served, units
 from rtsim.columns import Coded, coded, columns_of
 from rtsim.errors import SpecError, nearest_names
 from rtsim.serving.serve import DEFAULT_STACK
@@ -87,10 +87,17 @@ def column_name(name: str) -> str:
     )  # fmt: skip
 
 
+_MOST_THREADS = 1024
+
+
 def n_threads(threads: int | None = None) -> int:
-    """Threads to use: as asked, else one per core that this process may use."""
+    """Threads to use: as asked, else one per core that this process may use. Raises SpecError."""
     if threads is not None:
-        return max(1, threads)
+        if not units.is_number(threads, whole=True) or not 1 <= threads <= _MOST_THREADS:
+            raise SpecError(
+                "threads", threads, f"must be a whole number from 1 to {_MOST_THREADS:,}"
+            )
+        return int(threads)
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return max(1, os.cpu_count() or 1)

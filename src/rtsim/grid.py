@@ -139,6 +139,10 @@ def make_grid(axes: Mapping[str, Any]) -> Grid:
 
     Raises SpecError: an unknown axis, an empty one, a value twice, a size that is no number.
     """
+    if not isinstance(axes, Mapping):
+        raise SpecError(
+            "grid", axes, "must be a mapping of axes, such as {'model': ..., 'gpu': ...}"
+        )
     given: dict[str, tuple[Any, ...]] = {}
     for raw, values in axes.items():
         name = column_name(str(raw))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rtsim import units
 from rtsim.catalog import load_gpu, load_model
 from rtsim.errors import SpecError, UnknownName
 from rtsim.lengths import Lengths, fixed, read_lengths
@@ -102,11 +103,13 @@ def plan(
         raise UnknownName("objective", str(objective), OBJECTIVES)
     _check_load(rate_per_s, budget_usd_per_hour, max_gpus, share)
     wanted = service_level(level, ttft_s, tpot_s)
-    requests = _requests(input_len, output_len, lengths)
     options = {name: space.pop(name) for name in OPTIONS if name in space}
     axes = axes_of(arch, gpu, BATCHES if batch_size is None else batch_size, concurrency, space)
     model = axes["model"][0]
     spec = model if isinstance(model, ModelSpec) else load_model(model)
+    if spec.kind == "encoder" and output_len is None and lengths is None:
+        output_len = 1  # it generates nothing
+    requests = _requests(input_len, output_len, lengths)
     gpus = [g if isinstance(g, GpuSpec) else load_gpu(g) for g in axes["gpu"]]
     names = [g.name if isinstance(g, GpuSpec) else str(g) for g in axes["gpu"]]
     remarks: list[str] = []
@@ -210,12 +213,14 @@ def _check_load(
     if rate is None and budget is None:
         raise SpecError.of_missing("rate", "give the load (--rate) or a budget (--budget)")
     for field, value in (("rate", rate), ("budget", budget)):
-        if value is not None and not 0.0 < value <= _MOST_LOAD:
+        if value is not None and not (units.is_number(value) and 0.0 < value <= _MOST_LOAD):
             allowed = f"must be a number above zero and at most {_MOST_LOAD:,.0f}"
             raise SpecError(field, value, allowed)
-    if max_gpus is not None and max_gpus < 1:
+    if max_gpus is not None and not (
+        units.is_number(max_gpus) and max_gpus >= 1 and float(max_gpus).is_integer()
+    ):
         raise SpecError("max_gpus", max_gpus, "must be a whole number above zero")
-    if not 0.0 < share <= 1.0:
+    if not (units.is_number(share) and 0.0 < share <= 1.0):
         raise SpecError("share", share, "must be above 0 and at most 1")
 
 

@@ -100,7 +100,7 @@ def _told(name: str, row: Mapping[str, float], limits: Limits) -> tuple[str, str
     if name == "memory":
         need, there = row["memory_bytes"], row["capacity_bytes"]
         text = f"needs {units.format_bytes(need)} per GPU of {units.format_bytes(there)}"
-        return text, "a larger --tp or --pp, or --quantization fp8 or int4_wo"
+        return text, "a larger --tp or --pp, or fewer bits (--quantization) where that is enough,"
     if name in ("TTFT", "TPOT"):
         column = limits.times[name == "TPOT"]
         limit = getattr(limits.level, f"{name.lower()}_s")
@@ -111,7 +111,10 @@ def _told(name: str, row: Mapping[str, float], limits: Limits) -> tuple[str, str
         return f"{units.counted(need, 'GPU')} of {limits.max_gpus:,}", f"--max-gpus {need}"
     need = row["usd_per_hour"]
     budget = units.format_usd(limits.budget_usd_per_hour or 0.0)
-    return f"{units.format_usd(need)}/h of {budget}/h", f"--budget {math.ceil(100 * need) / 100:g}"
+    return (
+        f"{units.format_usd(need)}/h of {budget}/h",
+        f"--budget {math.ceil(100 * need) / 100:.2f}",
+    )
 
 
 def _rounded_up_ms(seconds: float) -> str:

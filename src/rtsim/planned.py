@@ -18,7 +18,7 @@ class PlannedSystem:
     `ttft_s` and `tpot_s`: the longest that the stated share of the requests meets, `_high` the
     upper end of its 90 % interval; `tpot_s` is None where one token is generated. `e2e_latency_s`:
     mean. `requests_per_s`: what all of them carry within the level, of
-    which `load_frac` is asked for. `energy_j_per_request`: of GPUs at full load. Margins: share of
+    which `load_frac` is asked for. `energy_j_per_request`: of GPUs at full power. Margins: share of
     the limit that is left, None without a limit. `within_interval`: the upper ends meet the level,
     too. Money and energy are None where price or power is not known.
 

@@ -43,7 +43,7 @@ def plot_plan(plan: Plan, path: str) -> None:
     )  # fmt: skip
     left.set_yticks(range(len(systems)), [_name(one, plan.static) for one in systems], fontsize=8)
     left.set_ylim(len(systems) - 0.4, -0.6)
-    load = "" if plan.rate_per_s is None else f" at {plan.rate_per_s:g} requests/s"
+    load = "" if plan.rate_per_s is None else f" at {units.counted(plan.rate_per_s, 'request')}/s"
     level = f", level {plan.level.name}" if plan.level.name else ""
     figure.suptitle(f"{plan.model}{load}{level}: best system and runner-ups", fontsize=10)
     with replacing(path) as out:
@@ -60,7 +60,7 @@ def _name(system: PlannedSystem, static: bool) -> str:
         if text not in (None, "none")
     ]
     batch = f"batch {system.batch_size}" if static else f"{system.batch_size} in flight"
-    split = " ".join([*degrees, batch, *formats])
+    split = ", ".join([" ".join(degrees), batch, *formats])
     return f"{system.num_gpus:,} x {system.gpu}\n{split}"
 
 

@@ -112,6 +112,10 @@ def parse_pareto(text: str, known: Collection[str]) -> tuple[Metric, ...]:
         largest = part.startswith("max:")
         column = part.removeprefix("max:").removeprefix("min:")
         metrics.append(Metric(_known(column, known), largest))
+    if metrics[0].column == metrics[1].column:
+        raise SpecError(
+            "pareto", text, f"has {metrics[0].column} twice: a frontier needs two columns"
+        )
     return tuple(metrics)
 
 

@@ -18,11 +18,12 @@ import rtsim_kernels
 from numpy.typing import NDArray
 from rtsim_kernels import load
 
+from rtsim import units
 from rtsim.errors import RtsimError, SpecError, UnknownName
 from rtsim.serving.engine import POLICY_CODES, Engine, cache_of
 from rtsim.serving.scheduler import MOST_SEQUENCES, MOST_TOKENS, Scheduler
 from rtsim.serving.serve import DEFAULT_INPUT, DEFAULT_OUTPUT
-from rtsim.serving.steady import FIELDS, check_load, speculation_of
+from rtsim.serving.steady import FIELDS, MOST_CONCURRENCY, check_load, speculation_of
 from rtsim.specs.workload import WorkloadSpec
 from rtsim.system_rows import Base
 
@@ -93,7 +94,7 @@ class Served:
     def wrong(self, sizes: Sizes) -> Array:
         """(rows,) whether a row's numbers are no load."""
         s = sizes
-        wrong = ~((s["concurrency"] > 0.0) & np.isfinite(s["concurrency"]))
+        wrong = ~((s["concurrency"] > 0.0) & (s["concurrency"] <= MOST_CONCURRENCY))
         for name in _WHOLE:
             least = 0.0 if name == "speculative_tokens" else 1.0
             most = _MOST_OF.get(name, _MOST_TOKENS)
@@ -134,8 +135,9 @@ class Served:
             codes[small & (capacity == left)] = len(texts)
             texts.append(
                 str(SpecError(
-                    "gpu", gpu, f"not one request of these lengths fits the {left / 2**30:.1f} GiB "
-                    "that are left for its cache: more GPUs, fewer bits or shorter requests",
+                    "gpu", gpu, "not one request of these lengths fits the "
+                    f"{units.format_bytes(left)} that are left for its cache: "
+                    "more GPUs, fewer bits or shorter requests",
                 ))
             )  # fmt: skip
         return capacity, loads, codes, texts

@@ -162,7 +162,7 @@ def simulate(
     carried = offline_rate(deployment, traffic) if result.overloaded else None
     if carried is not None and not math.isfinite(carried):
         carried = result.carried_per_s
-    notes = notes_on(deployment, traffic, result, found, carried)
+    notes = notes_on(deployment, traffic, result, found, carried, concurrency or 0)
     return Simulation(deployment, traffic, concurrency or 0, result, found, carried, notes)
 
 

@@ -27,15 +27,20 @@ def deployment_of(
     limits = policy, token_budget, max_sequences, memory_frac
     engine = _engine(system(arch, gpu, **options), limits)
     check_pools(
-        prefill_workers, decode_workers=decode_workers, prefill_tp=prefill_tp,
-        prefill_gpu=prefill_gpu, transfer_rate=transfer_bytes_per_s,
+        prefill_workers, options.get("num_gpus"), decode_workers=decode_workers,
+        prefill_tp=prefill_tp, prefill_gpu=prefill_gpu, transfer_rate=transfer_bytes_per_s,
     )  # fmt: skip
     prefill = None
     if prefill_workers is not None:
+        dp = options.get("dp")
+        if decode_workers is not None and dp not in (None, decode_workers):
+            raise SpecError(
+                "dp", dp, f"are the decode replicas, as decode_workers = {decode_workers}: give "
+                "one of them",
+            )  # fmt: skip
         own = dict(options)
         if prefill_tp is not None:
             own["tp"] = prefill_tp
-            own.pop("num_gpus", None)
         own_gpu = gpu if prefill_gpu is None else prefill_gpu
         prefill = _engine(system(arch, own_gpu, **own), limits)
     return Deployment(

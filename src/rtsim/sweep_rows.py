@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rtsim import units
 from rtsim.bulk import CHUNK_ROWS, OTHER_NAMES, as_columns
 from rtsim.errors import SpecError
 from rtsim.expression import Condition
@@ -66,8 +67,8 @@ class Request:
     def selection(self) -> Selection:
         """The parsed `sort`, `top` and `pareto`."""
         numbers = [name for name in self.columns if name not in (*self._texts, *NAMED, *TEXTS)]
-        if self.top is not None and self.top < 1:
-            raise SpecError("top", self.top, "must be at least 1")
+        if self.top is not None and (not units.is_number(self.top, whole=True) or self.top < 1):
+            raise SpecError("top", self.top, "must be a whole number of at least 1")
         return Selection(
             parse_pareto(self.pareto, numbers) if self.pareto is not None else (),
             parse_sort(self.sort, numbers) if self.sort is not None else None,
@@ -162,5 +163,7 @@ def columns_at(
             if wanted is None or name in wanted:
                 found[name] = request.grid.arrays[name][at]
     metrics = as_columns(request.grid.question, values, codes, texts)
+    if "num_gpus" in found:  # an axis that is a metric too: rows without a prediction keep it
+        metrics["num_gpus"] = np.where(codes > 0, found["num_gpus"], metrics["num_gpus"])
     found |= {n: c for n, c in metrics.items() if wanted is None or n in wanted}
     return found

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rtsim import units
 from rtsim.errors import DataError
 from rtsim.output import replacing
 
@@ -142,7 +143,7 @@ def _numbered_rows(text: str) -> Iterator[tuple[int, list[str]]]:
 def _wrong_width(path: str | Path, text: str, width: int) -> DataError:
     last = text.rstrip("\r\n").count("\n") + 1
     line, row = next((n, row) for n, row in _numbered_rows(text) if len(row) != width)
-    problem = f"{len(row)} fields where the header has {width}"
+    problem = f"{units.counted(len(row), 'field')} where the header has {width}"
     if line == last and len(row) < width:
         problem += " (is the file cut off?)"
     return DataError(path, problem, line=line)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 _DECIMAL = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 _BINARY = {"Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}
@@ -122,6 +123,15 @@ QUANTITIES = (
 )
 
 
+def is_number(value: object, *, whole: bool = False) -> bool:
+    """Whether a caller's value is a real number (whole: an integer), NumPy's included.
+
+    >>> is_number(1.5), is_number("4"), is_number(4, whole=True), is_number(4.0, whole=True)
+    (True, False, True, False)
+    """
+    return isinstance(value, Integral if whole else Real)
+
+
 def parse(value: str | float, quantity: Quantity) -> float:
     """`value` in the base unit of `quantity`.
 
@@ -206,7 +216,7 @@ def _scaled(number: float, prefixes: dict[str, float], digits: int) -> tuple[str
 
 def _significant(number: float, digits: int) -> str:
     whole = len(str(int(abs(number))))
-    return f"{number:.{max(digits - whole, 0)}f}"
+    return f"{number:,.{max(digits - whole, 0)}f}"
 
 
 def format_number(number: float, digits: int = 3) -> str:
@@ -218,13 +228,13 @@ def format_number(number: float, digits: int = 3) -> str:
     return f"{number:.{digits}g}"
 
 
-def format_rate(per_second: float) -> str:
-    """Three digits, and whole numbers with separators from a thousand on.
+def format_rate(per_second: float, digits: int = 3) -> str:
+    """A few digits, and whole numbers with separators from a thousand on.
 
     >>> format_rate(12.345), format_rate(7523.4)
     ('12.3', '7,523')
     """
-    return f"{per_second:,.0f}" if per_second >= 1000.0 else format_number(per_second)
+    return f"{per_second:,.0f}" if per_second >= 1000.0 else format_number(per_second, digits)
 
 
 def format_bytes(size_bytes: float, digits: int = 3) -> str:
@@ -280,10 +290,12 @@ def format_seconds(time_s: float, digits: int = 3) -> str:
     '5.33 s'
     >>> format_seconds(45_000_000.0)
     '521 days'
+    >>> format_seconds(1e9), format_seconds(2000.0)
+    ('11,574 days', '2,000 s')
     """
     for name, unit_s in (("days", 86_400.0), ("h", 3600.0)):
         if 2.0 * unit_s <= time_s < float("inf"):
-            return f"{format_number(time_s / unit_s, digits)} {name}"
+            return f"{format_rate(time_s / unit_s, digits)} {name}"
     text, prefix = _scaled(time_s, {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0}, digits)
     return f"{text} {prefix}s"
 

@@ -227,6 +227,7 @@ FIXES = re.compile(r"--(ttft|tpot|max-gpus|budget) (\S+?)(?:ms)?[, ]")
         {"ttft_s": 0.1, "tpot_s": 0.0001},
         {"level": "chat", "max_gpus": 1, "rate_per_s": 500.0},
         {"level": "chat", "budget_usd_per_hour": 1.0},
+        {"level": "chat", "budget_usd_per_hour": 1.0, "rate_per_s": 1_060_007.0},
         {"level": "interactive", "input_len": 60000},
         {"ttft_s": 0.002, "confident": True},
         {"tpot_s": 0.001, "max_gpus": 2, "rate_per_s": 300.0, "budget_usd_per_hour": 5.0},
@@ -253,8 +254,15 @@ def test_the_nearest_miss_and_its_fix(asked: dict[str, Any]) -> None:
 
 
 def test_models_that_fit_nowhere_say_so() -> None:
-    with pytest.raises(NothingSatisfies, match=r"GB per GPU of .* GB. A larger --tp"):
+    with pytest.raises(
+        NothingSatisfies, match=r"GB per GPU of .* GB. A larger --tp.*where that is"
+    ):
         plan("llama-3.1-405b", "a100", tp=1, pp=1, rate_per_s=1, level="batch", **SIZES)
+
+
+def test_an_encoder_needs_no_length_of_its_output() -> None:
+    found = plan("bert-large", "a100", rate_per_s=10, ttft_s=0.1, input_len=128, tp=1, pp=1)
+    assert (found.lengths.mean_output_len, found.static) == (1.0, True)
 
 
 def test_gpus_without_a_price() -> None:
@@ -283,6 +291,8 @@ def test_impossible_splits_are_counted_and_explained() -> None:
         ({"rate_per_s": 1, "level": "chat", "ttft_s": 1.0}, SpecError, "limits of its own"),
         ({"rate_per_s": 1, "level": "chatt"}, UnknownName, "nearest: chat"),
         ({"rate_per_s": 0, "level": "chat"}, SpecError, "above zero"),
+        ({"rate_per_s": "10", "level": "chat"}, SpecError, "rate = '10': must be a number"),
+        ({"rate_per_s": 1, "level": "chat", "max_gpus": 1.5}, SpecError, "whole number"),
         ({"rate_per_s": math.nan, "level": "chat"}, SpecError, "above zero"),
         ({"rate_per_s": 1e18, "level": "chat"}, SpecError, "at most 1,000,000,000"),
         ({"budget_usd_per_hour": -1, "level": "chat"}, SpecError, "above zero"),

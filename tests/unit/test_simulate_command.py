@@ -91,6 +91,16 @@ def test_a_closed_loop_has_no_process_of_arrivals(run):
     assert "9 requests, 3 kept in flight, seed 0\n" in text
 
 
+def test_a_short_closed_loop_says_that_its_start_counts(run):
+    loop = (*SYSTEM, "--concurrency", "8", "--input-len", "2000", "--output-len", "20", "--json")
+    short, long = (
+        json.loads(run(*loop, "--requests", n)[1]) for n in ("16", "800")
+    )  # fmt: skip
+    assert short["ttft"]["mean_s"] > 1.2 * long["ttft"]["mean_s"]
+    assert any("the first 8 of 16 requests" in note for note in short["notes"])
+    assert not any("at one time" in note for note in long["notes"])
+
+
 def test_capacity_and_figures(run, tmp_path):
     pytest.importorskip("matplotlib")
     figure = tmp_path / "g.png"
@@ -131,7 +141,7 @@ def test_overload_and_refusals_are_noted(run, tmp_path):
     text = " ".join(text.split())
     assert status == 0
     assert "2 of 1,503 requests were rejected: no prompt or no output token" in text
-    assert "1 of 1,503 requests were rejected: longer than the context of 131,072 tokens" in text
+    assert "1 of 1,503 requests was rejected: longer than the context of 131,072 tokens" in text
     assert "are carried:" in text
     assert "were waiting at the last arrival" in text
 
@@ -155,6 +165,22 @@ def test_overload_and_refusals_are_noted(run, tmp_path):
         (("--rate", "1", "--dp", "0", *LENGTHS), ("dp = 0",)),
         (("--rate", "1", "--prefill-workers", "0", *LENGTHS), ("prefill_workers = 0",)),
         (("--rate", "1", "--decode-workers", "2", *LENGTHS), ("--prefill-workers",)),
+        (
+            (
+                "--rate",
+                "1",
+                "--prefill-workers",
+                "1",
+                "--decode-workers",
+                "3",
+                "--dp",
+                "2",
+                *LENGTHS,
+            ),
+            ("dp = 2", "decode_workers = 3"),
+        ),
+        (("--rate", "1", "--prefill-workers", "1", "--num-gpus", "4", *LENGTHS), ("num_gpus = 4",)),
+        (("--capacity", "--level", "chat", "--requests", "1", *LENGTHS), ("requests = 1",)),
         (("--rate", "1", "--transfer-rate", "5GB/s", *LENGTHS), ("--prefill-workers",)),
         (("--rate", "1", "--plot-kind", "timeline", *LENGTHS), ("plot_kind", "--plot FILE")),
         (("--rate", "1", "--policy", "statik", *LENGTHS), ("policy", "nearest: static")),
@@ -209,6 +235,17 @@ def test_faulty_traces_are_refused_with_their_line(refused, tmp_path, text, word
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
 
 
+def test_a_trace_that_arrives_at_once_has_no_rate(run, refused, tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text(HEAD + "7,10,5\n7,10,5\n")
+    assert "2 requests, all at one time" in run(*SYSTEM, "--trace", str(file))[1]
+    assert (
+        json.loads(run(*SYSTEM, "--trace", str(file), "--json")[1])["traffic"]["rate_per_s"] is None
+    )
+    for options in (("--rate", "5"), ("--capacity", "--level", "chat")):
+        assert "all at one time" in refused(*SYSTEM, "--trace", str(file), *options)
+
+
 def test_records_of_an_interrupted_run_are_not_left_half_written(tmp_path, monkeypatch):
     from rtsim import simulation
 
@@ -252,6 +289,10 @@ def test_a_trace_is_cut_repeated_and_played_faster(tmp_path):
     assert times(n_requests=2).tolist() == [0, 2]
     assert times(n_requests=5).tolist() == [0, 2, 4, 6, 8]
     assert times(n_requests=4, rate_per_s=1.0).tolist() == [0, 1, 2, 3]
+    file.write_text(HEAD + "3000,1,1\n3002,2,2\n3004,3,3\n")  # a part of a longer trace
+    assert times(n_requests=5).tolist() == [0, 2, 4, 6, 8]
+    assert played(file).rate_per_s == 0.5
+    assert times(rate_per_s=1.0).tolist() == [0, 1, 2]
     assert played(file).in_memory().at_rate(0.25).rate_per_s == pytest.approx(0.25)
 
 

@@ -251,6 +251,11 @@ def test_text_reads_well(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("--concurrency", "0"), ("concurrency", "above 0")),
         (("--concurrency", "nan"), ("concurrency", "above 0")),
+        (("--concurrency", "1e30"), ("concurrency", "at most 1,000,000,000")),
+        (
+            ("--concurrency", "8", "--prefill-workers", "1", "--num-gpus", "4"),
+            ("num_gpus = 4", "workers"),
+        ),
         (("--concurrency", "8", "--prefix-hit", "1"), ("prefix_hit", "0 to below 1")),
         (("--concurrency", "8", "--acceptance", "1.5"), ("acceptance", "0 to 1")),
         (("--concurrency", "8", "--policy", "fast"), ("policy", "prefill-first")),

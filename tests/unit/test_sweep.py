@@ -313,7 +313,12 @@ SMALL = {"model": "gpt3-175b", "gpu": "a100", "tp": "8"}
         (SMALL, {"sort": "tpot"}, UnknownName, "tpot_s"),
         (SMALL, {"sort": "model"}, UnknownName, "column"),
         (SMALL, {"pareto": "tpot_s"}, SpecError, "two columns"),
+        (SMALL, {"pareto": "tpot_s,max:tpot_s"}, SpecError, "tpot_s twice"),
         (SMALL, {"top": 0}, SpecError, "at least 1"),
+        (SMALL, {"top": 1.5}, SpecError, "whole number"),
+        (SMALL, {"threads": 0}, SpecError, "threads = 0"),
+        (SMALL, {"threads": 1_000_000}, SpecError, "at most|1 to 1,024"),
+        (None, {}, SpecError, "mapping of axes"),
         (SMALL, {"output": "/nowhere/out.csv"}, OutputError, "no folder"),
         (SMALL, {"output": "out.xls"}, SpecError, "parquet"),
         (SMALL, {"plot": "out.txt"}, SpecError, "png"),
@@ -335,6 +340,14 @@ def test_bad_input_is_one_line(grid, options, error, why) -> None:
     assert isinstance(caught.value, RtsimError)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_status == 2
+
+
+def test_rows_without_a_prediction_keep_their_number_of_gpus() -> None:
+    grid = {"model": "gpt-j-6b", "gpu": "a100", "tp": "2", "num_gpus": [1, 2, 3]}
+    found = sweep(grid).columns
+    assert sorted(zip(found["num_gpus"], found["error"] != "", strict=True)) == [
+        (1, True), (2, False), (3, True),
+    ]  # fmt: skip
 
 
 def test_no_parts_are_left_by_a_sweep_without_a_row(tmp_path: Path) -> None:

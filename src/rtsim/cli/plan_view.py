@@ -103,7 +103,7 @@ def _asked(plan: Plan) -> str:
         )
     load = []
     if plan.rate_per_s is not None:
-        load.append(f"{plan.rate_per_s:,g} requests/s")
+        load.append(f"{units.counted(plan.rate_per_s, 'request')}/s")
     if plan.budget_usd_per_hour is not None:
         load.append(f"at most {units.format_usd(plan.budget_usd_per_hour)}/h")
     return f"{', '.join(load)}; a request has {requests}"
@@ -128,11 +128,11 @@ def _headline(plan: Plan) -> Any:
     )
     loaded = "" if best.load_frac is None else f", loaded to {100 * best.load_frac:.0f}%"
     within = "" if plan.static else " within the level"
-    table.add_row("Carries", f"{best.requests_per_s:.3g} requests/s{within}{loaded}")
+    table.add_row("Carries", f"{units.format_rate(best.requests_per_s)} requests/s{within}{loaded}")
     if best.saturation_requests_per_s is not None and best.saturation_margin_frac is not None:
         table.add_row(
             "Saturates",
-            f"at {best.saturation_requests_per_s:.3g} requests/s, "
+            f"at {units.format_rate(best.saturation_requests_per_s)} requests/s, "
             f"{100 * best.saturation_margin_frac:.0f}% left; at most {best.largest_in_flight:,} "
             "run at once",
         )
@@ -141,7 +141,7 @@ def _headline(plan: Plan) -> Any:
         hour = units.format_usd(best.usd_per_hour)
         table.add_row("Cost", f"{hour} an hour, {million} per million output tokens")
     if best.energy_j_per_request is not None:
-        table.add_row("Energy", f"{best.energy_j_per_request:,.0f} J a request at full load")
+        table.add_row("Energy", f"{best.energy_j_per_request:,.0f} J a request at full power")
     memory, capacity = map(units.format_bytes, (best.memory_bytes, best.capacity_bytes))
     table.add_row("Memory", f"{memory} of {capacity} per GPU")
     return table
@@ -214,7 +214,7 @@ def _systems(plan: Plan) -> Any:
         figures = {
             "Latency": units.format_seconds(one.e2e_latency_s),
             "J/req": joules or "-",
-            "Req/s": f"{one.requests_per_s:.3g}",
+            "Req/s": units.format_rate(one.requests_per_s),
         }
         table.add_row(
             one.gpu, f"{one.num_gpus:,}", f"{one.dp:,} x {_split(one)}", f"{one.batch_size:,}",

@@ -163,7 +163,9 @@ def _load(found: Simulation) -> str:
     text = f"{units.counted(result.n_requests, 'request')}, "
     if found.concurrency:
         return f"{text}{found.concurrency:,} kept in flight, {found.source}"
-    return f"{text}{traffic.rate_per_s:,.4g} a second, {found.source}"
+    if math.isinf(traffic.rate_per_s):
+        return f"{text}all at one time, {found.source}"
+    return f"{text}{units.format_rate(traffic.rate_per_s, 4)} a second, {found.source}"
 
 
 def _searched(found: Capacity) -> RenderableType:
@@ -173,7 +175,7 @@ def _searched(found: Capacity) -> RenderableType:
     for one in found.tried:
         r = one.result
         made.add_row(
-            f"{one.rate_per_s:,.4g}", _met(r), f"{r.goodput_per_s:,.4g}",
+            units.format_rate(one.rate_per_s, 4), _met(r), units.format_rate(r.goodput_per_s, 4),
             _seconds(r.ttft.percentiles[last]), _seconds(r.tpot.percentiles[last]),
             _verdict(one, found),
         )  # fmt: skip
@@ -220,7 +222,7 @@ def _rates(found: Simulation) -> RenderableType:
     made.add_column(no_wrap=True)
     made.add_column(justify="right", no_wrap=True)
     made.add_column()
-    made.add_row("Requests", f"{r.requests_per_s:.4g}/s",
+    made.add_row("Requests", f"{units.format_rate(r.requests_per_s, 4)}/s",
                  f"{r.n_finished:,} in {units.format_seconds(r.duration_s)}")  # fmt: skip
     made.add_row("Output tokens", f"{units.format_rate(r.output_tokens_per_s)}/s",
                  f"{units.format_rate(r.output_tokens_per_s / r.num_gpus)}/s per GPU")  # fmt: skip
@@ -229,7 +231,7 @@ def _rates(found: Simulation) -> RenderableType:
                   for name, limit in (("TTFT", r.level.ttft_s), ("TPOT", r.level.tpot_s))
                   if math.isfinite(limit)]  # fmt: skip
         verdict = "met" if r.meets_level else "missed"
-        made.add_row("Goodput", f"{r.goodput_per_s:.4g}/s",
+        made.add_row("Goodput", f"{units.format_rate(r.goodput_per_s, 4)}/s",
                      f"{_met(r)} within {', '.join(limits)}; {percent(r.share)} asked: "
                      f"{verdict}")  # fmt: skip
     made.add_row("Waiting", f"{r.mean_waiting:.3g}", f"on average, at most {r.most_waiting:,}")

@@ -10,7 +10,8 @@ together, so that rates are compared on equal terms.
                 bursts), the renewal process of BurstGPT (Wang et al., arXiv:2401.17644)
 
 A trace is played as it is, faster or slower, cut, or again from its start: a repetition begins one
-mean gap after the last arrival.
+mean gap after the last arrival. Time counts from its first arrival, so that a part of a longer
+trace plays as it did there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Protocol
 
 import numpy as np
 
+from rtsim import units
 from rtsim.errors import SpecError, UnknownName
 from rtsim.lengths import Lengths
 from rtsim.serving.trace import BLOCK_ROWS, Array, Requests, read_blocks, read_trace
@@ -65,7 +67,7 @@ class Traffic(Protocol):
 
 def check_rate(rate_per_s: float) -> None:
     """SpecError unless it is a plausible number of requests per second."""
-    if not _LEAST_RATE <= rate_per_s <= _MOST_RATE:
+    if not units.is_number(rate_per_s) or not _LEAST_RATE <= rate_per_s <= _MOST_RATE:
         raise SpecError("rate", rate_per_s, "must be requests per second, 1e-6 to 1e6")
 
 
@@ -145,9 +147,10 @@ class Played:
     source: str
     n_requests: int
     n_recorded: int
-    recorded_s: float  # time of the last arrival
+    recorded_s: float  # from the first arrival to the last
     stretch: float = 1.0
     kept: Requests | None = None
+    first_s: float = 0.0  # the first arrival, in the time of the file
 
     @property
     def _mean_gap_s(self) -> float:
@@ -157,12 +160,20 @@ class Played:
 
     @property
     def rate_per_s(self) -> float:
-        """Mean requests per second."""
-        return 1.0 / (self._mean_gap_s * self.stretch)
+        """Mean requests per second; infinite where all arrive at one time."""
+        return math.inf if self._at_once else 1.0 / (self._mean_gap_s * self.stretch)
+
+    @property
+    def _at_once(self) -> bool:
+        return self.n_requests > 1 and self.n_recorded > 1 and self.recorded_s <= 0.0
 
     def at_rate(self, rate_per_s: float) -> Played:
-        """The same requests at another mean rate, kept in memory from now on."""
+        """The same requests at another mean rate. SpecError where all arrive at one time."""
         check_rate(rate_per_s)
+        if self._at_once:
+            raise SpecError(
+                "trace", self.source, "its requests arrive all at one time: they have no rate"
+            )
         return replace(self, stretch=1.0 / (rate_per_s * self._mean_gap_s))
 
     def in_memory(self) -> Played:
@@ -183,7 +194,8 @@ class Played:
             with closing(self._recorded()) as recorded:
                 for block in recorded:
                     part = Requests(*(column[:left] for column in block))
-                    yield part._replace(arrival_s=(start_s + part.arrival_s) * self.stretch)
+                    passed = start_s + (part.arrival_s - self.first_s)
+                    yield part._replace(arrival_s=passed * self.stretch)
                     left -= len(part.arrival_s)
                     if left == 0:
                         break
@@ -195,18 +207,20 @@ def played(
 ) -> Played:
     """A trace, cut or repeated to `n_requests`, at its own rate or another. Raises DataError."""
     n = 0
-    last_s = 0.0
+    first_s = last_s = 0.0
     cut_s = math.nan  # the last arrival of a trace that is cut
     for block in read_blocks(path):  # all of it is checked before anything is simulated
         if n_requests is not None and n < n_requests <= n + len(block.arrival_s):
             cut_s = float(block.arrival_s[n_requests - n - 1])
+        if n == 0:
+            first_s = float(block.arrival_s[0])
         n += len(block.arrival_s)
         last_s = float(block.arrival_s[-1])
     wanted = n if n_requests is None else n_requests
     check_count(wanted)
     if not math.isnan(cut_s):  # its rate is that of the part that is played
         n, last_s = wanted, cut_s
-    trace = Played(str(path), wanted, n, last_s)
+    trace = Played(str(path), wanted, n, last_s - first_s, first_s=first_s)
     if rate_per_s is None:
         return trace
     if not math.isfinite(rate_per_s):

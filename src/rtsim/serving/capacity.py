@@ -75,6 +75,9 @@ def capacity(
     """
     if not 1e-4 <= tolerance <= 0.5:
         raise SpecError("tolerance", tolerance, "must be from 0.0001 to 0.5")
+    if traffic.n_requests < 2:
+        raise SpecError("requests", traffic.n_requests, "must be at least 2: one has no rate")
+    traffic.at_rate(1.0)  # says what has no rate
     if isinstance(traffic, Played):
         traffic = traffic.in_memory()
     offline = offline_rate(deployment, traffic)

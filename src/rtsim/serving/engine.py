@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rtsim_kernels import load, mixed, tables
 
+from rtsim import units
 from rtsim.device_facts import record
 from rtsim.errors import SpecError
 from rtsim.memory import Placement
@@ -134,7 +135,7 @@ def cache_of(system: System, scheduler: Scheduler) -> Cache:
     if used >= allowed:
         raise SpecError(
             "gpu", system.gpu.name,
-            f"weights and activations take {used / 2**30:.1f} GiB of the "
-            f"{allowed / 2**30:.1f} GiB that the engine may use: more GPUs or fewer bits",
+            f"weights and activations take {units.format_bytes(used)} of the "
+            f"{units.format_bytes(allowed)} that the engine may use: more GPUs or fewer bits",
         )  # fmt: skip
     return Cache(allowed - used, placement)

@@ -159,7 +159,10 @@ def serve(
     lengths = WorkloadSpec.from_mapping({"input_len": prompt, "output_len": output})
     notes = [*made.notes, *lengths.check_model(made.model)]
     pools = None
-    check_pools(prefill_workers, decode_workers=decode_workers, prefill_tp=prefill_tp)
+    check_pools(
+        prefill_workers, split.get("num_gpus"), decode_workers=decode_workers,
+        prefill_tp=prefill_tp,
+    )  # fmt: skip
     if prefill_workers is None:
         state = steady_state(
             engine, concurrency, prompt, output, prefix_hit=prefix_hit, speculation=speculation,
@@ -230,8 +233,10 @@ def serve(
     )  # fmt: skip
 
 
-def check_pools(prefill_workers: int | None, **others: Any) -> None:
-    """SpecError for what is of pools where no replicas for prompts alone are asked for."""
+def check_pools(prefill_workers: int | None, num_gpus: int | None, **others: Any) -> None:
+    """SpecError for what is of pools without replicas for prompts, and the other way round."""
+    if prefill_workers is not None and num_gpus is not None:
+        raise SpecError("num_gpus", num_gpus, "follows from the workers: leave it out, or those")
     for name, value in others.items():
         if prefill_workers is None and value is not None:
             raise SpecError(name, value, "is of prefill replicas: give --prefill-workers too")

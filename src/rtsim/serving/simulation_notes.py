@@ -12,17 +12,27 @@ from rtsim.serving.capacity import Capacity
 from rtsim.serving.deployment import Deployment
 from rtsim.serving.simulated import REFUSALS, Simulated
 
+_MANY = 100  # requests per one in flight, of which the start is little
+
 
 def notes_on(
     deployment: Deployment, traffic: Traffic, result: Simulated,
-    found: Capacity | None, carried: float | None,
+    found: Capacity | None, carried: float | None, concurrency: int = 0,
 ) -> tuple[str, ...]:  # fmt: skip
     """Refusals, overload, what a search found, preemptions, and the notes of the systems."""
     notes = []
     for reason, n in result.refused.items():
         text = why_refused(reason, deployment)
         notes.append(
-            f"{n:,} of {units.counted(result.n_requests, 'request')} were rejected: {text}"
+            f"{n:,} of {units.counted(result.n_requests, 'request')} "
+            f"{'was' if n == 1 else 'were'} rejected: {text}"
+        )
+    if concurrency > 1 and result.n_requests < _MANY * concurrency:
+        first = min(concurrency, result.n_requests)
+        notes.append(
+            f"the first {first:,} of {result.n_requests:,} requests are sent at one time and wait "
+            "for each other's prompts: the mean time to first token is longer than in the long run "
+            f"(--requests {_MANY * concurrency})"
         )
     if result.overloaded and carried is not None:
         notes.append(_overload_note(result, carried))
@@ -36,7 +46,7 @@ def notes_on(
         )
     if result.preemptions:
         notes.append(
-            f"{result.preemptions:,} preemptions: the cache was full"
+            f"{units.counted(result.preemptions, 'preemption')}: the cache was full"
             + (f", {result.recomputed_tokens:,} tokens were computed again"
                if result.recomputed_tokens else "")
             + "; waiting holds what the preempted waited again"

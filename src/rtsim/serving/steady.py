@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from rtsim import units
 from rtsim.errors import SpecError
 from rtsim.profile import DEVIATIONS_90, Profile
 from rtsim.serving.engine import Engine
@@ -106,12 +107,16 @@ FIELDS = (
 )
 
 
+MOST_CONCURRENCY = 1e9
+
+
 def check_load(concurrency: float, prefix_hit: float) -> None:
     """SpecError for numbers that are no load."""
     if not 0.0 <= prefix_hit < 1.0:
         raise SpecError("prefix_hit", prefix_hit, "must be a share from 0 to below 1")
-    if not concurrency > 0.0 or not math.isfinite(concurrency):
-        raise SpecError("concurrency", concurrency, "must be above 0")
+    if not units.is_number(concurrency) or not 0.0 < concurrency <= MOST_CONCURRENCY:
+        most = f"{MOST_CONCURRENCY:,.0f}"
+        raise SpecError("concurrency", concurrency, f"must be above 0 and at most {most}")
 
 
 def load_of(

@@ -1,6 +1,6 @@
 """Request traces: when requests of a service arrived, and how many tokens they had.
 
-A CSV table, plain or gzipped, with columns `arrival_s` (seconds from the start, rising),
+A CSV table, plain or gzipped, with columns `arrival_s` (seconds, rising),
 `prompt_tokens`, `output_tokens` and, where there is one, `priority` (lower goes first). It is read
 in blocks, so that a trace of any length needs little memory. What no server could be sent (text,
 fractions of tokens, times that go back) is refused with its line; zero tokens, or more than a model
