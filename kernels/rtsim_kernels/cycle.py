@@ -51,6 +51,9 @@ from .load import MIXED
 
 _FEW = 1e-9
 
+OFTEN_BUSY = 0.5  # beyond, the wait for a server is found with the round that it lengthens
+BISECTIONS = 14
+
 
 class Steps(NamedTuple):
     """Steps of a stream: seconds, chances and counts.
@@ -163,6 +166,24 @@ def at_work(requests: float, away_frac: float) -> float:
 
 
 @inner
+def busy_frac(rest_s: float, service_s: float, others: float, power: float) -> float:
+    """Share of the time that a server works for `others`, who are elsewhere for rest_s in a round.
+
+    u = others service_s / C with the round C = rest_s + service_s u^power / (2 (1 - u)): the wait
+    is that of the formula for arrivals at random, in a closed loop, which keeps u below 1.
+    """
+    low, high = 0.0, 1.0
+    for _ in range(BISECTIONS):
+        u = 0.5 * (low + high)
+        round_s = rest_s + 0.5 * service_s * u**power / (1.0 - u)
+        if u * round_s < others * service_s:
+            low = u
+        else:
+            high = u
+    return low
+
+
+@inner
 def cycle_of(
     steps: Any, requests: float, output_steps: float, chunks: float, budgets: float,
     load: Any, engine: Any, before: Any,
@@ -183,7 +204,8 @@ def cycle_of(
         each_s = steps.prompt_s / steps.together
     full_s = steps.prompt_s + each_s * max(0.0, most - steps.together)
     service_s = (steps.prompt_s if load.policy == MIXED else full_s) * budgets
-    least_s = requests * steps.prompt_s * budgets  # no cycle is shorter
+    # No cycle is shorter: every step has prompts then, as many as come together.
+    least_s = requests * steps.prompt_s * max(budgets, chunks / steps.together)
     square = (1.0 - steps.any_chance) * steps.decode_s**2
     window_s = (square + steps.any_chance * steps.prompt_s**2) / steps.mean_s
     # Ways shorter than a step with prompts bring those that were answered when it began.
@@ -208,11 +230,15 @@ def cycle_of(
     bunch_steps = 0.5 * max(0.0, bunched * budgets - 1.0)
     sharing = max(min(1.0 + per_s * window_s + bunched, most), steps.together)
     longer_s = chunks * each_s * (sharing - steps.together) / load.groups
+    power = math.sqrt(2.0 * (most + 1.0))
     busy = min(others / requests, per_s * service_s)
+    if busy > OFTEN_BUSY:
+        rest_s = away_s + chunks * steps.prompt_s + before.decoding_s
+        busy = min(others / requests, busy_frac(rest_s, service_s, others, power))
     if load.policy != MIXED:
         busy *= min(1.0, before.decoding_s / before.cycle_s)
     waits_s = 0.5 * busy * max(0.0, budgets - 1.0) * steps.prompt_s
-    waits_s += 0.5 * service_s * busy ** math.sqrt(2.0 * (most + 1.0)) / (1.0 - busy)
+    waits_s += 0.5 * service_s * busy**power / (1.0 - busy)
     seen = min(1.0, met / max(_FEW, at_random))
     waits_s *= seen + (1.0 - seen) * steps.mean_s / steps.prompt_s
     waits_s += bunch_steps * steps.prompt_s

@@ -45,6 +45,15 @@ class Load(NamedTuple):
 
 
 @inner
+def load_in(row: Any) -> Any:
+    """The `Load` of a row of an array, (fields,)."""
+    return Load(
+        row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7], row[8], row[9], row[10],
+        row[11], row[12],
+    )  # fmt: skip
+
+
+@inner
 def tokens_per_step(speculated: float, acceptance: float) -> float:
     """Tokens that a sequence gets per decode step."""
     if speculated <= 0.0:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ._jit import inner, jit
-from .load import decode_batch, drafting, tokens_per_step
+from .load import decode_batch, drafting, load_in, tokens_per_step
 from .mixed import ANEW, Batch, engine_step_s
 from .steady import ROUNDS, SETTLED
 
@@ -76,3 +76,31 @@ def disaggregated(
     if steps <= 0.0:
         tpot_s = math.nan
     return cycle_s - steps * decode_s, tpot_s
+
+
+@jit
+def disaggregated_many(
+    loads: Any,
+    prompt_loads: Any,
+    transfer_s: Any,
+    decode_rows: Any,
+    prompt_rows: Any,
+    engine: Any,
+    decode_times: Any,
+    prompt_times: Any,
+    out: Any,
+) -> None:
+    """`disaggregated` of many loads, arrays (rows, fields of Load) and (rows,) seconds, to `out`.
+
+    out: (rows, 3) with ttft, tpot, and the time of a prompt that waits for nobody.
+    """
+    for i in range(len(loads)):
+        out[i, 0], out[i, 1] = disaggregated(
+            load_in(loads[i]), load_in(prompt_loads[i]), transfer_s[i], decode_rows, prompt_rows,
+            engine, decode_times, prompt_times,
+        )  # fmt: skip
+        prompt = loads[i, 2]  # input_len
+        out[i, 2] = engine.request_s + engine_step_s(
+            Batch(0.0, 0.0, 1.0, prompt, prompt, 1.0, 1.0, 1.0), ANEW, prompt_rows[0],
+            prompt_rows[1], prompt_rows[2], engine, prompt_times,
+        )  # fmt: skip

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ._jit import inner, jit
 from .cycle import Cycle, Steps, cycle_of, prompts_together
-from .load import MIXED, Load, decode_batch, drafting, tokens_per_step
+from .load import MIXED, decode_batch, drafting, load_in, tokens_per_step
 from .lockstep import prompts_in_lockstep
 from .mixed import ANEW, Batch, engine_step_s
 
@@ -56,6 +56,12 @@ def where_it_settles(now: float, then: float, before: float, then_before: float)
         return then
     slope = min(STEEPEST, max(-1.0 / STEEPEST, (then - then_before) / moved))
     return now + (then - now) / (1.0 - slope)
+
+
+@inner
+def calmed(change: float, before: float) -> float:
+    """A change of a quantity, half of it where it turns round what the last one did."""
+    return 0.5 * change if change * before < 0.0 else change
 
 
 @inner
@@ -102,6 +108,8 @@ def steady_state(
     arriving_before = 0.0
     decode_s = 0.0
     decoding_timed = 0.0
+    beside_change = 0.0
+    each_change = 0.0
     for i in range(ROUNDS):
         chance = min(1.0, each_step / together)
         any_chance = chance
@@ -158,8 +166,11 @@ def steady_state(
         if settled:
             break
         decoding = min(requests, cycle.decoding)
-        beside_frac = min(1.0, cycle.beside / decoding)
-        each_step = cycle.each_step
+        # Near saturation many prompts a step make long waits, after which few are left for a step.
+        beside_change = calmed(min(1.0, cycle.beside / decoding) - beside_frac, beside_change)
+        beside_frac += beside_change
+        each_change = calmed(cycle.each_step - each_step, each_change)
+        each_step += each_change
         next_together = arriving
         if i > 0:
             next_together = where_it_settles(together, arriving, together_before, arriving_before)
@@ -191,11 +202,6 @@ def steady_states(
 ) -> None:
     """`steady_state` of many loads, arrays (rows, fields of Load) to (rows, fields of Steady)."""
     for i in range(len(loads)):
-        load = Load(
-            loads[i, 0], loads[i, 1], loads[i, 2], loads[i, 3], loads[i, 4], loads[i, 5],
-            loads[i, 6], loads[i, 7], loads[i, 8], loads[i, 9], loads[i, 10], loads[i, 11],
-            loads[i, 12],
-        )  # fmt: skip
-        made = steady_state(load, operators, segments, machine, engine, times)
+        made = steady_state(load_in(loads[i]), operators, segments, machine, engine, times)
         for j in range(len(made)):
             out[i, j] = made[j]

@@ -48,7 +48,9 @@ GENERATION = Question(
     bulk_generations.SIZES, bulk_generations.METRICS, bulk_generations.SIZES[:2],
     bulk_generations.evaluate, None,
 )  # fmt: skip
-SERVING = Question(served.SIZES, bulk_serving.METRICS, (), bulk_serving.evaluate, DEFAULT_STACK)
+SERVING = Question(
+    bulk_serving.SIZES, bulk_serving.METRICS, (), bulk_serving.evaluate, DEFAULT_STACK
+)
 METRICS = GENERATION.metrics
 ALL_SIZES = tuple(dict.fromkeys((*GENERATION.sizes, *SERVING.sizes)))
 OTHER_NAMES = {"arch": "model"}
@@ -68,6 +70,10 @@ def question_of(names: Collection[str]) -> Question:
         for name, why in _NOT_SERVED.items():
             if name in names:
                 raise SpecError("column", name, why)
+        if "prefill_workers" in names and "num_gpus" in names:
+            raise SpecError(
+                "column", "num_gpus", "follows from the workers: leave it out, or those"
+            )
         return SERVING
     for name in SERVING.sizes:
         if name in names and name not in GENERATION.sizes:
@@ -141,9 +147,10 @@ def predict_many(table: Any, *, threads: int | None = None) -> dict[str, Array]:
 
     A column `concurrency` asks for serving in its steady state, as `rtsim.serve`, with that many
     requests in flight on the whole system. Further columns may be `policy`, `token_budget`,
-    `max_sequences`, `memory_frac`, `prefix_hit`, `speculative_tokens`, `acceptance` and
-    `draft_frac`. It returns `bulk_serving.METRICS`: see docs/sweep.md. Without it the rows are
-    batches, each generated to its end:
+    `max_sequences`, `memory_frac`, `prefix_hit`, `speculative_tokens`, `acceptance`, `draft_frac`,
+    and `prefill_workers`, `decode_workers` and `prefill_tp` for pools of their own for prompts and
+    decoding. It returns `bulk_serving.METRICS`: see docs/sweep.md. Without it the rows are batches,
+    each generated to its end:
 
     Returns `METRICS`: `ttft_s`, `tpot_s` (NaN where one token is generated), `e2e_latency_s`,
     `output_throughput`, the ends of their 90 % intervals (`ttft_s_low`, ...), `num_gpus`,

@@ -190,12 +190,15 @@ class Systems:
             fields["stack"] = self._stack
         return fields, changes
 
-    def base(self, codes: tuple[int, ...]) -> tuple[Base | None, str]:
-        """The rows of a system, or why there are none; kept."""
-        found = self._bases.get(codes)
+    def base(self, codes: tuple[int, ...], tp: int | None = None) -> tuple[Base | None, str]:
+        """The rows of a system, or why there are none; kept. tp: in place of its own."""
+        key = (*codes, tp or 0)
+        found = self._bases.get(key)
         if found is None:
             try:
                 fields, changes = self._request(codes)
+                if tp is not None:
+                    fields["tp"] = tp
                 own = str(fields.get("profile", "")).endswith(".toml")  # may be edited
                 make = _base_of_request.__wrapped__ if own else _base_of_request
                 found = make(tuple(fields.items()), tuple(changes.items())), ""
@@ -203,7 +206,7 @@ class Systems:
                 found = None, str(error)
             if len(self._bases) > _MOST_BASES:
                 self._bases.clear()
-            self._bases[codes] = found
+            self._bases[key] = found
         return found
 
     def _shared(self, codes: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, float]]:

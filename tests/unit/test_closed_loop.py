@@ -70,6 +70,19 @@ def test_means_are_those_of_the_simulation(
     assert state.request_throughput == pytest.approx(rate, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("in_flight", "prompt", "output"), [(494, 503, 32), (700, 503, 32), (1000, 867, 117)]
+)
+def test_full_steps_carry_what_the_simulation_does(
+    in_flight: int, prompt: int, output: int
+) -> None:
+    """Around and beyond the load at which prompts fill every step."""
+    made = engine("dense", "vllm")
+    state = steady_state(made, in_flight, prompt, output)
+    means = played(made, in_flight, differing(prompt, output))
+    assert state.request_throughput == pytest.approx(means.request_throughput, rel=0.04)
+
+
 def test_lockstep_of_groups_is_a_large_part_of_their_time() -> None:
     """What a group alone would take is far from what the simulation gives."""
     made = engine("groups", "vllm")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rtsim_kernels import load as load_module
 from rtsim_kernels import steady, tables
 
 from rtsim.catalog import load_gpu, load_model
@@ -46,7 +47,7 @@ def test_littles_law(load: tuple[int, int, int], policy: str) -> None:
     assert state.decoding <= state.running * (1.0 + 1e-12)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     load=st.tuples(st.integers(1, 2000), st.integers(64, 20_000), st.integers(32, 4000)),
     more=st.floats(1.05, 3.0), policy=st.sampled_from(["mixed", "prefill-first"]),
@@ -60,10 +61,10 @@ def test_more_requests_wait_longer_and_get_tokens_more_slowly(
     """
     n, *sizes = load
     few, many = (steady_state(engine(policy), count, *sizes) for count in (n, n * more))
-    assert many.output_throughput >= few.output_throughput * 0.9
+    assert many.output_throughput >= few.output_throughput * 0.8
     assert many.e2e_latency_s >= few.e2e_latency_s * 0.995
     if policy == "prefill-first":
-        assert many.ttft_s >= few.ttft_s * (1.0 - 5e-2)
+        assert many.ttft_s >= few.ttft_s * (1.0 - 1e-1)
         assert many.tpot_s >= few.tpot_s * (1.0 - 5e-3)  # type: ignore[operator]
 
 
@@ -147,7 +148,7 @@ def test_interpreted_and_compiled_forms_agree() -> None:
     operators, segments, machine = one.system.plain()
     times = np.zeros((len(operators), 2))
     plain = steady.steady_state(
-        steady.Load(*load), operators, segments, machine, tables.as_row(one.row), times
+        load_module.Load(*load), operators, segments, machine, tables.as_row(one.row), times
     )
     assert steady_many(one, np.array([load]))[0] == pytest.approx(tuple(plain), rel=1e-12)
     assert len(plain) == len(FIELDS)

@@ -38,6 +38,9 @@ _AXES = (
     ("speculative-tokens", "LIST", "Tokens drafted per step."),
     ("acceptance", "LIST", "Chance that a drafted token is kept."),
     ("draft-frac", "LIST", "Time of drafting a token, as a share of a decode step."),
+    ("prefill-workers", "LIST", "Replicas that only take prompts (disaggregated serving)."),
+    ("decode-workers", "LIST", "Replicas that only decode."),
+    ("prefill-tp", "LIST", "Tensor parallelism of the prefill workers; --tp unless given."),
 )
 _SHOWN_ROWS = 20
 _SHOWN_ORDER = "usd_per_million_output_tokens"

@@ -48,6 +48,7 @@ _ASKED: dict[str, tuple[str, Callable[[float], str]]] = {
 _SHORT = {
     "model": "Model", "gpu": "GPU", "batch_size": "Batch", "input_len": "Prompt",
     "output_len": "Output", "concurrency": "In flight",
+    "prefill_workers": "Prefill", "decode_workers": "Decode", "prefill_tp": "Prefill tp",
 }  # fmt: skip
 _GAP = 2  # between columns
 _RATED_ROWS = 100_000  # fewer take no longer than to load or compile the kernels

@@ -27,6 +27,7 @@ from rtsim.serving.steady import (
     NO_SPECULATION,
     Speculation,
     SteadyState,
+    check_load,
     interval_90,
     load_of,
     speculation_of,
@@ -170,13 +171,14 @@ def serve(
         )  # fmt: skip
         num_gpus = made.parallelism.num_gpus
     else:
+        check_load(concurrency, prefix_hit)  # of all, before it is shared out
         first = made
         if prefill_tp is not None:
             first = system(arch, gpu, stack=stack, profile=profile, **{**split, "tp": prefill_tp})
         state, pools = _pools(
             Engine(first, scheduler), engine, concurrency, prompt, output, prefix_hit,
-            speculation, _workers("prefill_workers", prefill_workers),
-            _workers("decode_workers", decode_workers),
+            speculation, check_workers("prefill_workers", prefill_workers),
+            check_workers("decode_workers", decode_workers),
         )  # fmt: skip
         num_gpus = pools.prefill_gpus + pools.decode_gpus
         if made.gpu.network is None:
@@ -242,7 +244,8 @@ def check_pools(prefill_workers: int | None, num_gpus: int | None, **others: Any
             raise SpecError(name, value, "is of prefill replicas: give --prefill-workers too")
 
 
-def _workers(name: str, stated: int | None) -> int:
+def check_workers(name: str, stated: int | None) -> int:
+    """A number of workers, 1 where none is stated; SpecError."""
     return 1 if stated is None else _count(name, stated)
 
 
