@@ -168,10 +168,9 @@ def test_values_of_a_base_profile_are_the_priors(tmp_path: Path) -> None:
     path = table(tmp_path, "gemm")
     base = "vllm-h100-sxm5-80gb"
     (section,) = calibrate([path], GPU, "mystack", base=base).sections
-    values = load_profile(base).coefficients["gemm.bf16"]
-    priors = {c.name: c.prior for c in section.coefficients}
-    for name, value in values.items():
-        assert priors[name] == pytest.approx(value, rel=0.03)
+    values = load_profile(base).section("gemm", "bf16")
+    for c in section.coefficients:
+        assert c.prior == pytest.approx(values[c.name], rel=0.03)
 
 
 def test_at_most_max_points_rows_are_fitted(tmp_path: Path) -> None:

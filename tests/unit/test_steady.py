@@ -47,7 +47,7 @@ def test_littles_law(load: tuple[int, int, int], policy: str) -> None:
     assert state.decoding <= state.running * (1.0 + 1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     load=st.tuples(st.integers(1, 2000), st.integers(64, 20_000), st.integers(32, 4000)),
     more=st.floats(1.05, 3.0), policy=st.sampled_from(["mixed", "prefill-first"]),
@@ -61,10 +61,10 @@ def test_more_requests_wait_longer_and_get_tokens_more_slowly(
     """
     n, *sizes = load
     few, many = (steady_state(engine(policy), count, *sizes) for count in (n, n * more))
-    assert many.output_throughput >= few.output_throughput * 0.8
+    assert many.output_throughput >= few.output_throughput * 0.9
     assert many.e2e_latency_s >= few.e2e_latency_s * 0.995
     if policy == "prefill-first":
-        assert many.ttft_s >= few.ttft_s * (1.0 - 1e-1)
+        assert many.ttft_s >= few.ttft_s * (1.0 - 5e-2)
         assert many.tpot_s >= few.tpot_s * (1.0 - 5e-3)  # type: ignore[operator]
 
 
