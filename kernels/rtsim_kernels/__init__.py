@@ -12,9 +12,9 @@ import sys
 import threading
 from types import ModuleType
 
-from ._jit import COMPILED_PACKAGE
+from ._jit import COMPILED_PACKAGE, n_cores
 
-__all__ = ["compiled"]
+__all__ = ["compiled", "n_cores"]
 
 _LOADING = threading.RLock()
 

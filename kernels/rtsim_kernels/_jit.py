@@ -31,6 +31,8 @@ COMPILED_FOR = {
     "events": ("simulations", 12),
     "mixed": ("serving", 7),
     "generation": ("predictions", 6),
+    "one_batch": ("serving", 7),
+    "pools": ("serving", 10),
 }
 SILENT_S = 1.0  # of compiling: what takes no longer is not worth a line
 
@@ -57,6 +59,13 @@ def _sources_key() -> str:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 if COMPILED:

@@ -11,7 +11,6 @@ compiled here as it is asked for.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from . import tables
-from ._jit import COMPILED, before_compiles, compile_for, folder_of
+from ._jit import COMPILED, before_compiles, compile_for, folder_of, n_cores
 from .attention import attention_decode_s
 from .bulk_memo import keep_s, recalled_s
 from .bulk_passes import number_passes
@@ -146,13 +145,6 @@ def worth_sharing() -> bool:
     if folder is None or frozen or not sys.executable or n_cores() < 2:
         return False
     return not any(folder.glob(f"*.{latent_s.__name__}-*.nbi"))
-
-
-def n_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def compile_in_two(here: Share, further: str) -> None:

@@ -9,7 +9,6 @@ do not depend on the other rows.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event, Lock
@@ -104,9 +103,7 @@ def n_threads(threads: int | None = None) -> int:
                 "threads", threads, f"must be a whole number from 1 to {_MOST_THREADS:,}"
             )
         return int(threads)
-    if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return max(1, os.cpu_count() or 1)
+    return rtsim_kernels.n_cores()
 
 
 def each(work: Callable[[Any], Any], items: Iterable[Any], threads: int) -> None:

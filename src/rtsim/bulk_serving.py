@@ -196,7 +196,5 @@ def _answer_pools(
         one = served(own)
         own_sizes = _rows_of(sizes, of_these)
         found, own_codes, texts = bulk_pools.found_of(one, served(first), own_sizes)
-        answers.matrix[:, of_these] = matrix_of(one, own_sizes, found)
-        bad = of_these[own_codes > 0]
-        answers.matrix[:, bad] = np.nan
-        answers.refuse(of_these, own_codes, texts)
+        good = answers.refuse(of_these, own_codes, texts)
+        answers.matrix[:, of_these[good]] = matrix_of(one, own_sizes, found)[:, good]

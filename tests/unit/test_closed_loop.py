@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
+from closed_loops import SIZES, differing, engine, simulated
 from rtsim_kernels import compiled, lockstep, time_heap
 
 from rtsim.lengths import fixed
@@ -16,24 +12,6 @@ from rtsim.serving.arrivals import Generated
 from rtsim.serving.deployment import Deployment
 from rtsim.serving.simulate import simulate
 from rtsim.serving.steady import steady_state
-
-ROOT = Path(__file__).parents[2]
-
-
-def script() -> ModuleType:
-    """scripts/closed_loops.py, which compares many more loads."""
-    path = ROOT / "scripts" / "closed_loops.py"
-    spec = importlib.util.spec_from_file_location("closed_loops", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["closed_loops"] = module  # where its NamedTuples are looked for
-    spec.loader.exec_module(module)
-    return module
-
-
-loops = script()
-SIZES, differing, engine, played = loops.SIZES, loops.differing, loops.engine, loops.simulated
 
 
 @pytest.mark.parametrize(
@@ -64,7 +42,7 @@ def test_means_are_those_of_the_simulation(
     made = engine(name, stack)
     state = steady_state(made, in_flight, *SIZES[sizes])
     assert state.limit == "concurrency"
-    ttft_s, tpot_s, rate = played(made, in_flight, differing(*SIZES[sizes]))
+    ttft_s, tpot_s, rate = simulated(made, in_flight, differing(*SIZES[sizes]))
     assert state.ttft_s == pytest.approx(ttft_s, rel=0.05)
     assert state.tpot_s == pytest.approx(tpot_s, rel=0.05)
     assert state.request_throughput == pytest.approx(rate, rel=0.05)
@@ -79,7 +57,7 @@ def test_full_steps_carry_what_the_simulation_does(
     """Around and beyond the load at which prompts fill every step."""
     made = engine("dense", "vllm")
     state = steady_state(made, in_flight, prompt, output)
-    means = played(made, in_flight, differing(prompt, output))
+    means = simulated(made, in_flight, differing(prompt, output))
     assert state.request_throughput == pytest.approx(means.request_throughput, rel=0.04)
 
 
@@ -103,7 +81,7 @@ def test_equal_lengths_meet_where_prompts_go_first(in_flight: int) -> None:
     """All prompts of a round come together: users wait for them before, not between, tokens."""
     made = engine("dense", "sglang")
     state = steady_state(made, in_flight, 4000, 500, equal_lengths=True)
-    ttft_s, tpot_s, _ = played(made, in_flight, fixed(4000, 500))
+    ttft_s, tpot_s, _ = simulated(made, in_flight, fixed(4000, 500))
     assert state.ttft_s == pytest.approx(ttft_s, rel=0.07)
     assert state.tpot_s == pytest.approx(tpot_s, rel=0.05)
     assert state.ttft_s > 2.0 * steady_state(made, in_flight, 4000, 500).ttft_s

@@ -6,10 +6,9 @@ writes; so the page cannot grow old. CEILINGS may only be lowered.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import re
-import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,16 +34,7 @@ CEILINGS = {"gemm": 0.135, "attention_prefill": 0.11, "elementwise": 0.12}
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    path = ROOT / "scripts" / "accuracy_kernels.py"
-    spec = importlib.util.spec_from_file_location("accuracy_kernels", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    kept = list(sys.path)
-    sys.modules["accuracy_kernels"] = module
-    spec.loader.exec_module(module)
-    sys.path[:] = kept
-    return module
+    return importlib.import_module("accuracy_kernels")
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+import importlib
 from pathlib import Path
 from types import ModuleType
 
@@ -18,13 +17,7 @@ PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def paper() -> ModuleType:
-    sys.path.insert(0, str(ROOT / "scripts"))
-    spec = importlib.util.spec_from_file_location("paper", ROOT / "scripts" / "paper.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("paper")
 
 
 def part(name: str) -> str:
